@@ -1,0 +1,186 @@
+"""One model call: the new tokens of many rows, flat, with what each row sees and what is asked back.
+
+A row is some new tokens behind a context: a chain or a tree, seen alone or through a view of several contexts.
+Building a batch stages slots in the pool; ``commit`` says which of them stay, ``rollback`` gives them all back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.views import Ints, Views, ancestor_bits
+from .kv import Context, KVPool
+
+Tap = Callable[[Tensor], None]
+
+
+class Part(NamedTuple):
+    """Another context in a row's view. ``offset`` moves its keys, relative to the row's own; slots staged in this call are seen too.
+
+    ``last``: stored position of the last slot each query sees, [queries] or one for all; None: everything.
+    """
+
+    context: Context
+    offset: int = 0
+    last: Ints | int | None = None
+
+
+@dataclass(slots=True)
+class Row:
+    """New tokens ``ids`` behind ``context``, which will own their KV."""
+
+    context: Context
+    ids: Sequence[int]
+    parents: Sequence[int] | None = None
+    """Tree: index of each token's parent, -1 for the root, which comes first. None: a chain."""
+    view: Sequence[Part] = ()
+    """What the row sees before its own context."""
+    positions: Ints | None = None
+    """[tokens] where they stand; None: right behind the context."""
+    logits: Ints | None = None
+    """Indices of the tokens whose logits are wanted; None: all."""
+
+
+@dataclass(slots=True)
+class Output:
+    """What a call gives back, for the asked tokens in batch order."""
+
+    logits: Tensor | None
+    """[N, vocabulary], as the model computes them; None for a model without an LM head."""
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    """Asked layer -> [N, width]: the residual stream entering that layer; layer ``layers`` is the final-normed output."""
+
+
+class TokenBatch:
+    """The flat form of some rows. All rows must live on one pool; the pool must have a free slot for each new token.
+
+    ``embeddings``: (token index [M], vectors [M, width]) that replace table look-ups. ``hidden``: layers wanted in the output.
+    ``taps``: layer -> function of the residual stream [T, width] entering that layer, called before later layers run.
+    """
+
+    def __init__(
+        self,
+        pool: KVPool,
+        rows: Sequence[Row],
+        *,
+        embeddings: tuple[Tensor, Tensor] | None = None,
+        hidden: Sequence[int] = (),
+        taps: Mapping[int, Tap] | None = None,
+    ) -> None:
+        if not rows or not all(len(row.ids) for row in rows):
+            raise ValueError("a row without new tokens")
+        self.pool, self.rows, self.embeddings, self.hidden, self.taps = pool, rows, embeddings, tuple(hidden), dict(taps or {})
+        self.counts = np.array([len(row.ids) for row in rows])
+        self.row_ptr: Ints = np.concatenate(([0], np.cumsum(self.counts)))
+        total = int(self.row_ptr[-1])
+        trees = {r: ancestor_bits(row.parents) for r, row in enumerate(rows) if row.parents is not None}
+        flat: list[int] = []
+        for row in rows:
+            flat.extend(row.ids)
+        self.ids: Ints = np.array(flat, np.int64)
+        self.slots = pool.allocate(total)
+        try:
+            self.positions = self._stage()
+        except ValueError:
+            self._unstage()
+            raise
+        self.views = self._views(trees)
+        self.wanted = self._wanted()
+
+    def _stage(self) -> Ints:
+        """Give every row its slots; return the query positions."""
+        if len(self.rows) == len(self.slots):
+            starts = []
+            for r, row in enumerate(self.rows):
+                starts.append(row.context.next_position if row.positions is None else int(row.positions[0]))
+                row.context.stage(self.slots[r : r + 1], row.positions)
+            return np.array(starts)
+        pieces = []
+        for r, row in enumerate(self.rows):
+            start, stop = self.row_ptr[r], self.row_ptr[r + 1]
+            given = row.positions
+            if row.parents is not None and given is None:
+                depth = [0] * len(row.ids)
+                for i, parent in enumerate(row.parents):
+                    depth[i] = 0 if parent < 0 else depth[parent] + 1
+                given = row.context.next_position + np.array(depth)
+            positions = row.context.next_position + np.arange(stop - start) if given is None else np.asarray(given)
+            row.context.stage(self.slots[start:stop], given)
+            pieces.append(positions)
+        return np.concatenate(pieces)
+
+    def _views(self, trees: dict[int, Ints]) -> Views:
+        rows = self.rows
+        tree = None
+        if trees:
+            tree = np.full(len(self.slots), -1, np.int64)
+            for r, bits in trees.items():
+                tree[self.row_ptr[r] : self.row_ptr[r + 1]] = bits
+        if any(row.view for row in rows):
+            return self._many_parts(tree)
+        sizes = [row.context.size + row.context.pending for row in rows]
+        slots = rows[0].context.staged.copy() if len(rows) == 1 else np.concatenate([row.context.staged for row in rows])
+        stored = None
+        if any(row.context._positions is not None for row in rows):
+            stored = np.concatenate([row.context.stored_positions() for row in rows])
+        one_each = np.arange(len(rows) + 1)
+        return Views(self.positions, self.row_ptr, one_each, np.concatenate(([0], np.cumsum(sizes))), slots, stored, tree=tree)
+
+    def _many_parts(self, tree: Ints | None) -> Views:
+        slots, stored, offsets, last, part_ptr = [], [], [], [], [0]
+        for r, row in enumerate(self.rows):
+            own = self.positions[self.row_ptr[r] : self.row_ptr[r + 1]]
+            parts = [*row.view, Part(row.context, 0, own)]
+            limits = []
+            for part in parts:
+                slots.append(part.context.staged)
+                stored.append(part.context.stored_positions())
+                offsets.append(part.offset)
+                limit = np.iinfo(np.int64).max if part.last is None else part.last
+                limits.append(np.broadcast_to(limit, own.shape))
+            last.append(np.stack(limits, 1).reshape(-1))
+            part_ptr.append(part_ptr[-1] + len(parts))
+        slot_ptr = np.concatenate(([0], np.cumsum([len(s) for s in slots])))
+        return Views(
+            self.positions, self.row_ptr, np.array(part_ptr), slot_ptr, np.concatenate(slots), np.concatenate(stored),
+            np.array(offsets), np.concatenate(last), tree,
+        )  # fmt: skip
+
+    def _wanted(self) -> Ints | None:
+        """Flat indices of the tokens whose logits are wanted; None: all."""
+        if all(row.logits is None for row in self.rows):
+            return None
+        pieces = [
+            self.row_ptr[r] + (np.arange(len(row.ids)) if row.logits is None else row.logits) for r, row in enumerate(self.rows)
+        ]
+        return np.concatenate(pieces)
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """ids, positions and slots, each [T], on ``device``."""
+        return tuple(torch.from_numpy(a).to(device) for a in (self.ids, self.positions, self.slots))  # type: ignore[return-value]
+
+    def commit(self, kept: Sequence[Ints | None] | None = None) -> None:
+        """Per row, which of its new tokens stay in the context (a path, in order; None: all); the other slots are freed."""
+        for r, row in enumerate(self.rows):
+            keep = None if kept is None else kept[r]
+            ids = row.ids if keep is None else [row.ids[i] for i in keep.tolist()]
+            row.context.commit(ids, keep)
+            if row.view or self.embeddings is not None:
+                row.context.plain = False
+
+    def rollback(self) -> None:
+        """Give back every slot this batch staged."""
+        for row in self.rows:
+            if row.context.pending:
+                row.context.rollback()
+
+    def _unstage(self) -> None:
+        for row in self.rows:
+            row.context.pending = 0
+        self.pool.release(self.slots)

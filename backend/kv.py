@@ -1,0 +1,294 @@
+"""The KV pool: keys and values of every layer in numbered slots, and contexts, the sequences that share them.
+
+A slot is free, cached (only the prefix tree holds it) or used (contexts count on it); ``used + cached + free == size``
+holds at every moment. Host work only, but for :meth:`KVPool.rebase`. Not here: which slots to evict, and when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.rotary import Rotary
+from ..kernels.views import Ints
+
+
+class PoolFull(RuntimeError):
+    """More slots were asked for than are free."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """What one layer keeps per slot. ``rotary`` is None where keys carry no rotary position."""
+
+    kv_heads: int
+    dim: int
+    dim_v: int
+    device: torch.device
+    rotary: Rotary | None = None
+
+
+class KVPool:
+    """``size`` slots of K [size, kv_heads, dim] and V [size, kv_heads, dim_v] for each layer, with reference counts."""
+
+    def __init__(self, layers: Sequence[LayerSpec], size: int, dtype: torch.dtype) -> None:
+        if size < 1:
+            raise ValueError(f"a pool of {size} slots: at least 1")
+        self.layers, self.size, self.dtype = tuple(layers), size, dtype
+        self.k = [torch.zeros(size, s.kv_heads, s.dim, dtype=dtype, device=s.device) for s in layers]
+        self.v = [torch.zeros(size, s.kv_heads, s.dim_v, dtype=dtype, device=s.device) for s in layers]
+        self._refs = np.zeros(size, np.int32)
+        self._held = np.zeros(size, np.bool_)
+        self._free = np.arange(size - 1, -1, -1, dtype=np.int64)  # a stack; popped in ascending order, so that runs stay together
+        self._top = size
+        self._cached = 0
+
+    @property
+    def free(self) -> int:
+        return self._top
+
+    @property
+    def cached(self) -> int:
+        return self._cached
+
+    @property
+    def used(self) -> int:
+        return self.size - self._top - self._cached
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot, all layers."""
+        return sum(s.kv_heads * (s.dim + s.dim_v) for s in self.layers) * self.dtype.itemsize
+
+    def new_context(self) -> Context:
+        """An empty sequence on this pool."""
+        return Context(self)
+
+    def allocate(self, n: int) -> Ints:
+        """``n`` free slots, counted once each. Raises :class:`PoolFull`, changing nothing, when there are fewer."""
+        if n > self._top:
+            raise PoolFull(f"{n} slots asked, {self._top} free of {self.size} ({self.used} used, {self._cached} cached)")
+        self._top -= n
+        slots: Ints = self._free[self._top : self._top + n][::-1].copy()
+        self._refs[slots] = 1
+        return slots
+
+    def retain(self, slots: Ints) -> None:
+        """One more context counts on ``slots`` (no slot twice)."""
+        if self._cached:
+            self._cached -= int(np.count_nonzero(self._refs[slots] == 0))
+        self._refs[slots] += 1
+
+    def release(self, slots: Ints) -> None:
+        """One context fewer counts on ``slots`` (no slot twice)."""
+        if not len(slots):
+            return
+        left = self._refs[slots] - 1
+        if (left < 0).any():
+            raise ValueError(f"slots {slots[left < 0].tolist()} released more often than taken")
+        self._refs[slots] = left
+        gone = slots[left == 0]
+        kept = int(np.count_nonzero(self._held[gone])) if len(gone) else 0
+        self._cached += kept
+        self._push(gone[~self._held[gone]] if kept else gone)
+
+    def hold(self, slots: Ints) -> None:
+        """The prefix tree keeps ``slots``, used or not, until :meth:`drop`."""
+        if self._held[slots].any():
+            raise ValueError(f"slots {slots[self._held[slots]].tolist()} are held already")
+        self._held[slots] = True
+        self._cached += int(np.count_nonzero(self._refs[slots] == 0))
+
+    def drop(self, slots: Ints) -> int:
+        """The prefix tree lets go of ``slots``; returns how many became free."""
+        self._held[slots] = False
+        idle = slots[self._refs[slots] == 0]
+        self._cached -= len(idle)
+        self._push(idle)
+        return len(idle)
+
+    def shared(self, slots: Ints) -> np.ndarray:
+        """[n] bool: who else counts on each slot, a context or the prefix tree."""
+        return (self._refs[slots] > 1) | self._held[slots]
+
+    def idle(self, slots: Ints) -> int:
+        """How many of ``slots`` no context counts on."""
+        return int(np.count_nonzero(self._refs[slots] == 0))
+
+    def rebase(self, slots: Ints, offset: int) -> Ints:
+        """Move the keys of ``slots`` by ``offset`` positions: re-rotated in float32, copied first where shared.
+
+        Takes over the caller's count on ``slots`` and returns the slots that now hold the result.
+        Raises ``ValueError`` for a model whose keys are not rotary.
+        """
+        if any(s.rotary is None for s in self.layers):
+            raise ValueError("keys of this model carry no rotary position: they cannot be moved")
+        moved = slots.copy()
+        copied = self.shared(slots)
+        if copied.any():
+            moved[copied] = self.allocate(int(copied.sum()))
+        for spec, k, v in zip(self.layers, self.k, self.v, strict=True):
+            assert spec.rotary is not None
+            source, target = torch.from_numpy(slots).to(spec.device), torch.from_numpy(moved).to(spec.device)
+            k[target] = spec.rotary.rotate(k[source].float(), torch.full_like(source, offset)).to(k.dtype)
+            if copied.any():
+                v[target] = v[source]
+        self.release(slots[copied])
+        return moved
+
+    def _push(self, slots: Ints) -> None:
+        self._free[self._top : self._top + len(slots)] = slots[::-1]
+        self._top += len(slots)
+
+
+class Context:
+    """What a sequence remembers: ordered slots, the token ids they stand for, and where they are stored.
+
+    In a *plain* context slot ``i`` stands for token ``i`` at position ``i`` and was computed causally from the ones
+    before: only such a context is a function of its ids, so only its slots may enter a prefix tree.
+    """
+
+    __slots__ = ("_positions", "_slots", "_spans", "ids", "pending", "plain", "pool", "size")
+
+    def __init__(self, pool: KVPool) -> None:
+        self.pool = pool
+        self.ids: list[int] = []
+        self.size = 0
+        """Slots committed."""
+        self.pending = 0
+        """Slots staged by the call under way, right behind the committed ones."""
+        self.plain = True
+        self._slots: Ints = np.empty(64, np.int64)
+        self._positions: Ints | None = None
+        self._spans: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def slots(self) -> Ints:
+        """[size] committed slots."""
+        return self._slots[: self.size]
+
+    @property
+    def staged(self) -> Ints:
+        """[size + pending] committed slots and those of the call under way."""
+        return self._slots[: self.size + self.pending]
+
+    @property
+    def next_position(self) -> int:
+        return self.size if self._positions is None else int(self._positions[self.size - 1]) + 1 if self.size else 0
+
+    def stored_positions(self) -> Ints:
+        """[size + pending] position each slot is stored at."""
+        n = self.size + self.pending
+        return np.arange(n) if self._positions is None else self._positions[:n]
+
+    def stage(self, slots: Ints, positions: Ints | None = None) -> None:
+        """Put ``slots`` behind the committed ones for one call; they stay tentative until :meth:`commit`.
+
+        ``positions``: where their keys are stored, if not at the next positions in order.
+        """
+        if self.pending:
+            raise ValueError("a context takes new tokens from one row of a call at a time")
+        n = self.size + len(slots)
+        if n > len(self._slots):
+            self._slots = np.concatenate((self._slots, np.empty(max(n, len(self._slots)), np.int64)))
+        self._slots[self.size : n] = slots
+        if positions is not None and self._positions is None:
+            self._positions = np.arange(len(self._slots))
+        if self._positions is not None:
+            if len(self._positions) < len(self._slots):
+                self._positions = np.concatenate((self._positions, np.empty(len(self._slots) - len(self._positions), np.int64)))
+            start = self.next_position
+            self._positions[self.size : n] = np.arange(start, start + len(slots)) if positions is None else positions
+        self.pending = len(slots)
+
+    def commit(self, ids: Sequence[int], kept: Ints | None = None, spans: Sequence[int] | None = None) -> None:
+        """Keep the staged slots ``kept`` (indices among them, in order; None: all), standing for ``ids``; free the rest.
+
+        ``spans``: how many ids each kept slot stands for, where that is not one.
+        """
+        first, count = self.size, self.pending if kept is None else len(kept)
+        if (sum(spans) if spans is not None else count) != len(ids):
+            raise ValueError(f"{len(ids)} token ids for {count} kept slots" + (f" of spans {list(spans)}" if spans else ""))
+        if kept is not None:
+            staged = self._slots[first : first + self.pending].copy()
+            thrown = np.ones(len(staged), np.bool_)
+            thrown[kept] = False
+            self._slots[first : first + count] = staged[kept]
+            if self._positions is not None:
+                self._positions[first : first + count] = self._positions[first + kept]
+            self.pool.release(staged[thrown])
+        self.pending = 0
+        self.size += count
+        if spans is not None and (self._spans is not None or any(n != 1 for n in spans)):
+            if self._spans is None:
+                self._spans = [1] * first
+            self.plain = False
+        if self._spans is not None:
+            self._spans.extend([1] * count if spans is None else spans)
+        self.ids.extend(ids)
+        if self._positions is not None and self.plain:
+            self.plain = bool((self._positions[first : self.size] == np.arange(first, self.size)).all())
+
+    def rollback(self) -> None:
+        """Forget what the call under way staged."""
+        staged = self._slots[self.size : self.size + self.pending].copy()
+        self.pending = 0
+        self.pool.release(staged)
+
+    def adopt(self, ids: Sequence[int], slots: Ints) -> None:
+        """Start with a cached prefix: slots that stand for ``ids``, one each, counted here once more."""
+        self.pool.retain(slots)
+        self.stage(slots)
+        self.commit(ids)
+
+    def fork(self) -> Context:
+        """A context that shares every committed slot with this one and goes its own way from here."""
+        twin = Context(self.pool)
+        self.pool.retain(self.slots)
+        twin._slots = self._slots.copy()
+        twin._positions = None if self._positions is None else self._positions.copy()
+        twin._spans = None if self._spans is None else list(self._spans)
+        twin.ids, twin.size, twin.plain = list(self.ids), self.size, self.plain
+        return twin
+
+    def truncate(self, tokens: int) -> list[int]:
+        """Keep the first ``tokens`` token ids. A slot that stands for several tokens cannot be cut: it is dropped whole,
+        and the ids of it that were to stay are returned, to be computed again."""
+        if not 0 <= tokens <= len(self.ids):
+            raise ValueError(f"cannot keep {tokens} of {len(self.ids)} tokens")
+        size, covered = tokens, tokens
+        if self._spans is not None:
+            ends = np.cumsum(self._spans)
+            size = int(np.searchsorted(ends, tokens, side="right"))
+            covered = int(ends[size - 1]) if size else 0
+            del self._spans[size:]
+        gone = self._slots[size : self.size].copy()
+        again = self.ids[covered:tokens]
+        del self.ids[covered:]
+        self.size = size
+        self.pool.release(gone)
+        return again
+
+    def rebase(self, offset: int) -> None:
+        """Move the whole context by ``offset`` positions; it is no longer plain."""
+        moved = self.pool.rebase(self.slots, offset)
+        positions = self.stored_positions() + offset
+        self._slots[: self.size] = moved
+        self._positions = np.concatenate((positions, np.empty(len(self._slots) - self.size, np.int64)))
+        self.plain = self.plain and offset == 0
+
+    def release(self) -> None:
+        """Give everything back; the context is empty again."""
+        if self.pending:
+            self.rollback()
+        gone = self.slots.copy()
+        self.ids, self.size, self.plain = [], 0, True
+        self._positions, self._spans = None, None
+        self.pool.release(gone)

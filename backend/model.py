@@ -1,0 +1,94 @@
+"""The one model interface that every method stands on: new tokens behind contexts in, logits and hidden states out.
+
+Two implementations: ``transformer.py``, our own decoder for the Llama family, and ``hf.py``, the adapter for the rest.
+A model owns weights only; KV lives in pools, of which a model may have several.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .batch import Output, TokenBatch
+from .kv import KVPool, LayerSpec
+
+if TYPE_CHECKING:
+    from .text import Text
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a checkpoint says about its own decoding (``generation_config.json``); None where it says nothing."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_tokens: int | None = None
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the rest of the house needs to know about a model."""
+
+    name: str
+    vocab_size: int
+    width: int
+    max_positions: int
+    parameters: int
+    """All weights, embedding and head counted once if tied."""
+    dtype: torch.dtype
+    device: torch.device
+    """Where ids go in and logits come out."""
+    layers: Sequence[LayerSpec]
+    defaults: Defaults = field(default_factory=Defaults)
+
+    @property
+    def rotation(self) -> bool:
+        """Whether keys are rotary in every layer, so that parts may have offsets and contexts be moved."""
+        return all(layer.rotary is not None for layer in self.layers)
+
+
+class Model(ABC):
+    """A causal language model over a KV pool. Stateless between calls; safe to share between engines of one thread."""
+
+    info: ModelInfo
+    text: Text | None
+    """The checkpoint's tokenizer; None for one without."""
+
+    @abstractmethod
+    def forward(self, batch: TokenBatch) -> Output:
+        """Compute the new tokens of ``batch``, writing their K and V to its slots.
+
+        Returns logits and hidden states of the asked tokens. The batch is not committed.
+        Raises ``ValueError`` for positions past ``info.max_positions`` and views the model cannot read.
+        """
+
+    @abstractmethod
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings [..., width] of token ids [...]."""
+
+    @abstractmethod
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., vocabulary] of a residual stream [..., width]: final norm and LM head."""
+
+    def new_pool(self, slots: int) -> KVPool:
+        """An empty pool of ``slots`` KV slots for this model."""
+        return KVPool(self.info.layers, slots, self.info.dtype)
+
+    def check(self, batch: TokenBatch) -> None:
+        """Refuse, with the value in the message, what no model can compute."""
+        if int(batch.positions.max()) >= self.info.max_positions:
+            raise ValueError(f"position {int(batch.positions.max())}: {self.info.name} has {self.info.max_positions} positions")
+        if not 0 <= int(batch.ids.min()) <= int(batch.ids.max()) < self.info.vocab_size:
+            bad = batch.ids[(batch.ids < 0) | (batch.ids >= self.info.vocab_size)]
+            raise ValueError(f"token id {int(bad[0])} outside a vocabulary of {self.info.vocab_size}")
+        if not self.info.rotation and batch.views.offsets is not None and batch.views.offsets.any():
+            raise ValueError(f"{self.info.name} has keys without rotary position: its views take no offsets")

@@ -1,0 +1,47 @@
+"""Rotary angles as a checkpoint's config asks for them: default, linear, dynamic, llama3 and YaRN scaling.
+
+Frequencies of the scaled kinds come from transformers' own functions; angles are unscaled (YaRN's factor is returned
+beside them, for the softmax scale). Dynamic scaling is computed position by position, as decoding one token at a time does,
+so that a result does not depend on how a prompt was cut into chunks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+
+
+def rope(config: Any, dim: int) -> tuple[Tensor, float, int]:
+    """Frequencies [dim / 2] in radians per position, YaRN's attention factor (else 1), and how many positions the model has."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    settings = config.rope_parameters
+    kind = settings.get("rope_type", "default")
+    if kind not in KINDS:
+        raise ValueError(f"rope_type={kind!r}: one of {', '.join(KINDS)}; other kinds run through the adapter")
+    if settings.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(f"partial_rotary_factor={settings['partial_rotary_factor']}: this block rotates whole heads")
+    limit = config.max_position_embeddings
+    plain = 1.0 / settings["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim)
+    if kind in ("default", "dynamic"):
+        return plain, 1.0, int(limit * settings["factor"]) if kind == "dynamic" else limit
+    frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+    return frequencies, float(factor), limit
+
+
+def angles(config: Any, frequencies: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, each [positions, dim / 2] float32."""
+    settings = config.rope_parameters
+    steps = torch.arange(positions, dtype=torch.float32)[:, None]
+    table = steps * frequencies
+    original = config.max_position_embeddings
+    if settings.get("rope_type") == "dynamic" and positions > original:
+        half, factor = len(frequencies), settings["factor"]
+        length = steps[original:] + 1
+        base = settings["rope_theta"] * (factor * length / original - (factor - 1)) ** (half / (half - 1))
+        table[original:] = steps[original:] * base ** -(torch.arange(half) / half)
+    return table.cos(), table.sin()

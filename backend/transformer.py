@@ -1,0 +1,196 @@
+"""A decoder of the Llama family (Llama, Mistral, Qwen2, Qwen3) read from any Hugging Face checkpoint.
+
+Flat ragged tokens, fused QKV and gate/up weights, K and V written to pool slots, attention through the one seam.
+Per token it reads all weights once and its view's KV. Not here: training, quantisation, other blocks (see ``hf.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels.attention import attend
+from ..kernels.rotary import Rotary
+from .batch import Output, TokenBatch
+from .checkpoint import Checkpoint
+from .kv import LayerSpec
+from .model import Defaults, Model, ModelInfo
+from .rope import angles, rope
+from .text import Text
+
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+HEADLESS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Weights of one layer, fused where they read the same input."""
+
+    attention_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    out: Tensor
+    out_bias: Tensor | None
+    mlp_norm: Tensor
+    gate_up: Tensor
+    gate_up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    window: int | None
+
+
+class Transformer(Model):
+    """Our own decoder. Build it with :meth:`load`, or from a config and tensors named as in a checkpoint."""
+
+    def __init__(self, config: Any, weights: Checkpoint, *, name: str, device: torch.device, dtype: torch.dtype,
+                 defaults: Defaults | None = None, text: Text | None = None, impl: str = "auto") -> None:  # fmt: skip
+        if config.hidden_act != "silu":
+            raise ValueError(f"hidden_act={config.hidden_act!r}: this block is gated SiLU; load it with the adapter")
+        self.text, self.impl = text, impl
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.eps = config.rms_norm_eps
+        frequencies, factor, self.max_positions = rope(config, self.dim)
+        self.scale = factor * factor / self.dim**0.5
+        cos, sin = angles(config, frequencies, self.max_positions)
+        # One table [positions, 2, dim]: cos twice over, and sin with the sign of the half it is added to.
+        self._rotation = torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)), 1).to(device, dtype)
+        weights = weights.on(device, dtype)
+        self._embedding = weights["embed_tokens.weight"]
+        self._norm = weights["norm.weight"]
+        self._head = self._lm_head(config, weights)
+        self._blocks = [self._block(config, weights, i) for i in range(config.num_hidden_layers)]
+        weights.finish()
+        spec = LayerSpec(self.kv_heads, self.dim, self.dim, device, rope_spec(config, frequencies))
+        self.info = ModelInfo(name, config.vocab_size, config.hidden_size, self.max_positions, weights.parameters, dtype, device,
+                              [spec] * config.num_hidden_layers, defaults or Defaults())  # fmt: skip
+
+    @staticmethod
+    def _lm_head(config: Any, weights: Checkpoint) -> Tensor | None:
+        if "lm_head.weight" in weights:
+            return weights["lm_head.weight"]
+        if config.tie_word_embeddings:
+            return weights["embed_tokens.weight"]
+        if any(a in HEADLESS for a in config.architectures or ()) or not config.architectures:
+            return None
+        raise ValueError(f"{weights.source}: no lm_head.weight, and the config does not tie it to the embedding")
+
+    def _block(self, config: Any, weights: Checkpoint, i: int) -> Block:
+        def fused(kind: str, names: tuple[str, ...], part: str) -> Tensor | None:
+            keys = [f"layers.{i}.{kind}.{n}_proj.{part}" for n in names]
+            present = [key in weights for key in keys]
+            if part == "bias" and not any(present):
+                return None
+            tensors = [weights[key] for key in keys]
+            return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+        def norm(key: str) -> Tensor | None:
+            return weights[f"layers.{i}.{key}.weight"] if f"layers.{i}.{key}.weight" in weights else None
+
+        def weight(kind: str, *names: str) -> Tensor:
+            found = fused(kind, names, "weight")
+            assert found is not None
+            return found
+
+        block = Block(
+            attention_norm=weights[f"layers.{i}.input_layernorm.weight"],
+            qkv=weight("self_attn", "q", "k", "v"), qkv_bias=fused("self_attn", ("q", "k", "v"), "bias"),
+            out=weight("self_attn", "o"), out_bias=fused("self_attn", ("o",), "bias"),
+            mlp_norm=weights[f"layers.{i}.post_attention_layernorm.weight"],
+            gate_up=weight("mlp", "gate", "up"), gate_up_bias=fused("mlp", ("gate", "up"), "bias"),
+            down=weight("mlp", "down"), down_bias=fused("mlp", ("down",), "bias"),
+            q_norm=norm("self_attn.q_norm"), k_norm=norm("self_attn.k_norm"), window=_window(config, i),
+        )  # fmt: skip
+        expected = ((self.heads + 2 * self.kv_heads) * self.dim, config.hidden_size)
+        if tuple(block.qkv.shape) != expected:
+            raise ValueError(f"{weights.source}: layer {i} has QKV of shape {tuple(block.qkv.shape)}, the config says {expected}")
+        return block
+
+    @classmethod
+    def load(cls, path: Path, config: Any, *, name: str, device: torch.device, dtype: torch.dtype, defaults: Defaults,
+             text: Text | None) -> Transformer:  # fmt: skip
+        """Read a checkpoint folder. Raises ``ValueError`` naming the tensor or setting that is missing or does not fit."""
+        return cls(config, Checkpoint.open(path), name=name, device=device, dtype=dtype, defaults=defaults, text=text)
+
+    @torch.inference_mode()
+    def forward(self, batch: TokenBatch) -> Output:
+        self.check(batch)
+        ids, positions, slots = batch.tensors(self.info.device)
+        x = self._embedding.index_select(0, ids)
+        if batch.embeddings is not None:
+            index, vectors = batch.embeddings
+            x[index] = vectors.to(x)
+        cos, sin = self._rotation.index_select(0, positions).unsqueeze(2).unbind(1)
+        wanted = None if batch.wanted is None else torch.from_numpy(batch.wanted).to(self.info.device)
+        hidden: dict[int, Tensor] = {}
+        for i, block in enumerate(self._blocks):
+            if i in batch.taps:
+                batch.taps[i](x)
+            if i in batch.hidden:
+                hidden[i] = x if wanted is None else x[wanted]
+            x = x + self._attention(block, x, cos, sin, slots, batch, i)
+            x = x + self._mlp(block, x)
+        if wanted is not None and len(self._blocks) not in batch.taps:
+            x = x.index_select(0, wanted)
+        x = F.rms_norm(x, x.shape[-1:], self._norm, self.eps)
+        if (last := len(self._blocks)) in batch.taps:
+            batch.taps[last](x)
+            x = x if wanted is None else x.index_select(0, wanted)
+        if last in batch.hidden:
+            hidden[last] = x
+        return Output(None if self._head is None else F.linear(x, self._head), hidden)
+
+    def _attention(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, batch: TokenBatch, i: int) -> Tensor:
+        x = F.rms_norm(x, x.shape[-1:], block.attention_norm, self.eps)
+        turned = self.heads + self.kv_heads
+        qkv = F.linear(x, block.qkv, block.qkv_bias).view(len(slots), turned + self.kv_heads, self.dim)
+        qk = qkv[:, :turned]
+        if block.q_norm is not None and block.k_norm is not None:
+            norms = F.rms_norm(qk[:, : self.heads], (self.dim,), block.q_norm, self.eps), F.rms_norm(
+                qk[:, self.heads :], (self.dim,), block.k_norm, self.eps
+            )
+            qk = torch.cat(norms, 1)
+        qk = torch.addcmul(qk * cos, qk.roll(self.dim // 2, -1), sin)
+        pool = batch.pool
+        pool.k[i].index_copy_(0, slots, qk[:, self.heads :])
+        pool.v[i].index_copy_(0, slots, qkv[:, turned:])
+        rotary = self.info.layers[i].rotary
+        out, _ = attend(qk[:, : self.heads], pool.k[i], pool.v[i], batch.views, scale=self.scale, window=block.window,
+                        rotary=rotary, impl=self.impl)  # fmt: skip
+        return F.linear(out.reshape(len(slots), -1), block.out, block.out_bias)
+
+    def _mlp(self, block: Block, x: Tensor) -> Tensor:
+        x = F.rms_norm(x, x.shape[-1:], block.mlp_norm, self.eps)
+        gate, up = F.linear(x, block.gate_up, block.gate_up_bias).chunk(2, -1)
+        return F.linear(F.silu(gate) * up, block.down, block.down_bias)
+
+    @torch.inference_mode()
+    def embed(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self._embedding)
+
+    @torch.inference_mode()
+    def head(self, hidden: Tensor) -> Tensor:
+        if self._head is None:
+            raise ValueError(f"{self.info.name} is a backbone without an LM head")
+        return F.linear(F.rms_norm(hidden, hidden.shape[-1:], self._norm, self.eps), self._head)
+
+
+def rope_spec(config: Any, frequencies: Tensor) -> Rotary | None:
+    """How keys can be moved; None for dynamic scaling, where the angle per position is not constant."""
+    return None if (config.rope_parameters or {}).get("rope_type") == "dynamic" else Rotary(frequencies)
+
+
+def _window(config: Any, layer: int) -> int | None:
+    """Sliding window of one layer, as transformers reads the config."""
+    window: int | None = getattr(config, "sliding_window", None)
+    if window is None or not getattr(config, "use_sliding_window", True):
+        return None
+    types = getattr(config, "layer_types", None)
+    return window if types is None or types[layer] == "sliding_attention" else None
