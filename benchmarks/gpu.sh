@@ -24,7 +24,7 @@ stage_tests() {
         code=0
         bare -m pytest "tests/$part" "${args[@]}" | tee "$scratch/part" || code=$?
         ((code == 0)) || failed=1
-        row tests.jsonl "part=$part" "exit=$code" "summary=$(tail -n 1 "$scratch/part")"
+        row tests.jsonl "part=$part" "exit=$code" "summary=$(grep . "$scratch/part" | tail -n 1)"
     done
     return $failed
 }

@@ -95,6 +95,12 @@ def test_module_says_what_it_is(module: Path) -> None:
     assert len(docstring.splitlines()) >= 2 or len(docstring) >= 80, "what it computes, exactly or not, and what it does not do"
 
 
+@each_module()
+def test_nothing_probes_with_hasattr(module: Path) -> None:
+    used = {node.id for node in ast.walk(parse(module)) if isinstance(node, ast.Name)}
+    assert "hasattr" not in used, "a type says what its values have"
+
+
 def test_folders_are_namespaces() -> None:
     """transformers imports a package called ``kernels`` where it finds one; a folder without ``__init__.py`` it leaves alone.
 
