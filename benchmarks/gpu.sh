@@ -18,15 +18,17 @@ PYTHON=${PYTHON:-python3}
 OUT=${OUT:-out}
 
 stage_tests() {
-    local part code failed=0 args=(-m "not slow" -q -p no:cacheprovider)
-    ((!dry)) || args+=(--collect-only -qq)
+    local part code failed=0 args
     for part in kernels backend decoding; do
+        args=("tests/$part" -m "not slow" -q -p no:cacheprovider)
+        # These tests run on the CPU anyway; what the dry run adds is that they do with the few packages promised.
+        if ((dry)) && [[ $part != kernels ]]; then args+=(--collect-only -q); fi
         code=0
-        bare -m pytest "tests/$part" "${args[@]}" | tee "$scratch/part" || code=$?
+        bare -m pytest "${args[@]}" | tee "$scratch/part" || code=$?
         ((code == 0)) || failed=1
         row tests.jsonl "part=$part" "exit=$code" "summary=$(grep . "$scratch/part" | tail -n 1)"
     done
-    return $failed
+    return "$failed"
 }
 
 stage_decode() {
