@@ -1,4 +1,42 @@
 """Forethought: better reasoning and faster decoding at inference time, without retraining the model.
 
-Public names are listed once, in ``__init__.pyi``, and loaded on first use: importing this package imports neither torch nor hydra.
+Public names are listed in ``__init__.pyi`` and loaded on first use: importing this package imports neither torch nor hydra.
 """
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Autoregressive": "decoding.autoregressive",
+    "Candidate": "schema",
+    "Completion": "schema",
+    "Cost": "schema",
+    "Decoder": "backend.decoder",
+    "Engine": "backend.engine",
+    "GenerationError": "backend.generator",
+    "Generator": "backend.generator",
+    "Model": "backend.model",
+    "Piece": "backend.request",
+    "Problem": "schema",
+    "Sampling": "backend.request",
+    "Score": "backend.generator",
+    "Solution": "schema",
+    "Verdict": "schema",
+    "load": "backend.load",
+}
+
+__all__ = sorted([*_HOME, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

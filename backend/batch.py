@@ -167,12 +167,20 @@ class TokenBatch:
 
     def commit(self, kept: Sequence[Ints | None] | None = None) -> None:
         """Per row, which of its new tokens stay in the context (a path, in order; None: all); the other slots are freed."""
+        overridden = self._overridden()
         for r, row in enumerate(self.rows):
             keep = None if kept is None else kept[r]
             ids = row.ids if keep is None else [row.ids[i] for i in keep.tolist()]
             row.context.commit(ids, keep)
-            if row.view or self.embeddings is not None:
+            if row.view or r in overridden:
                 row.context.plain = False
+
+    def _overridden(self) -> set[int]:
+        """Rows with a replaced embedding: their KV is not a function of their ids."""
+        if self.embeddings is None:
+            return set()
+        tokens = self.embeddings[0].cpu().numpy()
+        return set((np.searchsorted(self.row_ptr, tokens, side="right") - 1).tolist())
 
     def rollback(self) -> None:
         """Give back every slot this batch staged."""

@@ -115,9 +115,10 @@ class KVPool:
         """[n] bool: who else counts on each slot, a context or the prefix tree."""
         return (self._refs[slots] > 1) | self._held[slots]
 
-    def idle(self, slots: Ints) -> int:
-        """How many of ``slots`` no context counts on."""
-        return int(np.count_nonzero(self._refs[slots] == 0))
+    def idle_mask(self, slots: Ints) -> np.ndarray:
+        """[n] bool: which of ``slots`` no context counts on."""
+        idle: np.ndarray = self._refs[slots] == 0
+        return idle
 
     def rebase(self, slots: Ints, offset: int) -> Ints:
         """Move the keys of ``slots`` by ``offset`` positions: re-rotated in float32, copied first where shared.

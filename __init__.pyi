@@ -1,0 +1,19 @@
+from .backend.decoder import Decoder as Decoder
+from .backend.engine import Engine as Engine
+from .backend.generator import GenerationError as GenerationError
+from .backend.generator import Generator as Generator
+from .backend.generator import Score as Score
+from .backend.load import load as load
+from .backend.model import Model as Model
+from .backend.request import Piece as Piece
+from .backend.request import Sampling as Sampling
+from .decoding.autoregressive import Autoregressive as Autoregressive
+from .schema import Candidate as Candidate
+from .schema import Completion as Completion
+from .schema import Cost as Cost
+from .schema import Problem as Problem
+from .schema import Solution as Solution
+from .schema import Verdict as Verdict
+
+__version__: str
+__all__: list[str]

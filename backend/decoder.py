@@ -1,0 +1,100 @@
+"""The decoder interface: the policy inside the engine's loop. One method a file, in ``decoding/``.
+
+Each step the engine asks for a draft, runs one forward over everybody's new tokens, and asks for a decision.
+Which KV stays and which tokens become text are separate answers. The engine knows no method by name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from .batch import Output
+from .kv import KVPool
+from .request import Request, Row
+
+Outcome = Literal["stop", "length", "cancelled", "error", "preempted"]
+
+
+@dataclass(slots=True)
+class Draft:
+    """Proposed tokens behind each row's root (its last token, whose KV is not there yet): a tree per row, flat."""
+
+    ids: Tensor
+    """[N] int64"""
+    parents: Tensor
+    """[N] int64, within the row: 0 is the root, ``j`` the row's ``j``-th drafted token; a parent comes before its child."""
+    row_ptr: Tensor
+    """[R + 1] int64"""
+    log_q: Tensor | None = None
+    """[N, vocabulary] or [N]: log-probabilities the tokens were drawn from, where a rule needs them."""
+
+
+@dataclass(slots=True)
+class Decision:
+    """What comes of a step, flat over the rows."""
+
+    emitted: Tensor
+    """[M] int64 token ids that become text."""
+    emitted_ptr: Tensor | None = None
+    """[R + 1]; None: one token each."""
+    kept: Tensor | None = None
+    """[K] int64, within the row (0 is the root): whose KV stays, a path from the root. None: all of each row's tokens."""
+    kept_ptr: Tensor | None = None
+    pending: Mapping[int, list[int]] = field(default_factory=dict)
+    """Row index -> the tokens to feed next; default: the last one emitted. Those not emitted are billed as injected."""
+    embeddings: Mapping[int, Tensor] = field(default_factory=dict)
+    """Row index -> [width] vector that replaces the table look-up of the next root."""
+    logprobs: Tensor | None = None
+    """[M] of the emitted tokens."""
+    failed: Mapping[int, Exception] = field(default_factory=dict)
+    """Row index -> why this row cannot go on; the others do."""
+
+
+class Decoder(ABC):
+    """How tokens are made. One instance serves one engine; all calls come from its thread."""
+
+    exact: bool = True
+    """Whether output follows the model's own (processed) distribution."""
+    hidden: tuple[int, ...] = ()
+    """Layers whose input the decisions need, in ``Output.hidden``."""
+
+    def open(self, request: Request, sample: int, pool: KVPool) -> list[Row]:
+        """The rows that make one sample; the first one's output is the completion's."""
+        prompt = list(request.prompt)
+        return [Row(request, sample, 0, prompt, pool.new_context(), list(prompt))]
+
+    def slots(self, request: Request, pool: KVPool) -> dict[KVPool, int]:
+        """The most slots one sample may ever need, per pool; asked before the request is taken."""
+        return {pool: len(request.prompt) + request.max_tokens}
+
+    def admit(self, row: Row) -> None:
+        """``row`` starts, or starts again after preemption; its prompt and output so far are in it."""
+        return None
+
+    def draft(self, rows: Sequence[Row], budget: int) -> Draft | None:
+        """Proposals for ``rows``, at most ``budget`` tokens in all; None for none."""
+        return None
+
+    @abstractmethod
+    def decide(self, rows: Sequence[Row], draft: Draft | None, output: Output) -> Decision:
+        """What becomes of the step. ``output`` has one logits row per root and drafted token, row by row, root first.
+
+        Rows that just finished their prompt have only a root. With ``draft`` None every row has.
+        """
+
+    def observe(self, row: Row, ids: Sequence[int]) -> None:
+        """``ids`` became text of ``row`` (already in ``row.output``)."""
+        return None
+
+    def preempt(self, row: Row) -> None:
+        """``row`` loses its KV and will be admitted again."""
+        return None
+
+    def release(self, row: Row, outcome: Outcome) -> None:
+        """``row`` is over; give back what belongs to it."""
+        return None

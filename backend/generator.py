@@ -1,0 +1,86 @@
+"""What strategies see of anything that writes text: generate, stream, score, each awaited or not.
+
+Implementations: the local engine; a server client and wrapping methods later. Prompts are text, token ids or chat messages.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..schema import Completion, Cost, Prompt
+from .request import Piece
+
+
+class GenerationError(RuntimeError):
+    """Some sample could not be finished. ``results`` has every completion, the failed ones with ``finish_reason`` "error"."""
+
+    def __init__(self, message: str, results: list[list[Completion]]) -> None:
+        super().__init__(message)
+        self.results = results
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a continuation is: natural log-probabilities of its tokens under the model itself (temperature 1, no filters)."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    cost: Cost = Cost()
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the whole continuation."""
+        return sum(self.logprobs)
+
+
+class Generator(ABC):
+    """Writes and scores text. The sync doors work in scripts and inside a running event loop, which they block.
+
+    Options of ``generate``, ``stream`` and their awaited twins: ``n`` samples a prompt; ``max_tokens`` (default: the checkpoint's, else
+    all the room there is); ``min_tokens``; ``stop``: strings and token ids, beside the checkpoint's own end tokens unless
+    ``ignore_eos``; ``include_stop`` leaves the stop in the text; ``logprobs``: "raw" (of the model) or "processed" (of what was
+    sampled from); ``seed``: None draws one, and the completion records it; and the fields of :class:`Sampling`.
+    """
+
+    @abstractmethod
+    def generate(self, prompts: Any, *, progress: bool | None = None, **options: Any) -> Any:
+        """Completions of one prompt (a list of ``n``) or of a list of prompts (a list of such lists, in order).
+
+        ``progress``: a progress bar; None shows one for several prompts on a terminal. Ctrl-C cancels and returns what there is.
+        Raises ``ValueError`` or ``TypeError`` for bad input, before any work; :class:`GenerationError` if a sample failed.
+        """
+
+    @abstractmethod
+    async def agenerate(self, prompts: Any, **options: Any) -> Any:
+        """As :meth:`generate`; cancelling the task cancels the requests."""
+
+    @abstractmethod
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
+        """Pieces of one completion as they come; the last carries it whole. Closing the iterator cancels the request."""
+
+    @abstractmethod
+    def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[Piece]:
+        """As :meth:`stream`."""
+
+    @abstractmethod
+    def score(self, prompt: Prompt, continuations: Any = None, *, labels: Any = None) -> Any:
+        """With ``continuations`` (texts or token ids): a :class:`Score` each, tokenised by themselves behind the prompt.
+
+        With ``labels`` (texts of one token each, or token ids): the model's distribution over just these as the next token.
+        """
+
+    @abstractmethod
+    async def ascore(self, prompt: Prompt, continuations: Any = None, *, labels: Any = None) -> Any:
+        """As :meth:`score`."""
+
+
+def progress_bar(total: int, progress: bool | None) -> Any:
+    """A bar over ``total`` prompts; None: only for several, on a terminal."""
+    from tqdm import tqdm
+
+    shown = progress if progress is not None else total > 1 and sys.stderr.isatty()
+    return tqdm(total=total, disable=not shown, unit="prompt", leave=False)

@@ -1,0 +1,191 @@
+"""What is asked of an engine and what it keeps about it: sampling settings, requests, samples and their rows.
+
+Everything a caller can get wrong is checked here, before any work, with the value in the message.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ..schema import Completion, FinishReason
+from .batch import Part
+from .kv import Context
+from .model import Defaults
+from .text import TextStream
+
+Stop = int | str
+Logprobs = Literal["raw", "processed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn from the model's logits, in this order: penalties and bias, temperature, top-k, top-p, min-p.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. ``repetition_penalty`` divides (or, below zero,
+    multiplies) logits of tokens in prompt or output; ``presence_penalty`` and ``frequency_penalty`` are subtracted once and per
+    occurrence in the output. ``logit_bias`` adds to single logits.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        def demand(ok: bool, name: str, what: str) -> None:
+            if not ok:
+                raise ValueError(f"{name}={getattr(self, name)!r}: {what}")
+
+        demand(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or a positive number")
+        demand(self.top_k >= 0, "top_k", "0 (off) or a positive whole number")
+        demand(0 < self.top_p <= 1, "top_p", "above 0, at most 1 (off)")
+        demand(0 <= self.min_p <= 1, "min_p", "from 0 (off) to 1")
+        demand(0 < self.repetition_penalty < math.inf, "repetition_penalty", "a positive number; 1 is off")
+        demand(math.isfinite(self.presence_penalty), "presence_penalty", "a finite number")
+        demand(math.isfinite(self.frequency_penalty), "frequency_penalty", "a finite number")
+        demand(all(not math.isnan(v) and v != math.inf for v in self.logit_bias.values()), "logit_bias", "finite or -inf")
+
+    @property
+    def edits_logits(self) -> bool:
+        """Whether anything but temperature and filters changes the logits."""
+        penalties = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        return penalties or bool(self.logit_bias)
+
+    @classmethod
+    def resolve(cls, defaults: Defaults, given: Mapping[str, Any]) -> Sampling:
+        """The caller's settings, else the checkpoint's, else this class's."""
+        own = {name: getattr(defaults, name) for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
+        chosen = {k: v for k, v in own.items() if v is not None} | {k: v for k, v in given.items() if v is not None}
+        return cls(**chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a stream; the last one carries the whole completion."""
+
+    text: str
+    token_ids: list[int]
+    completion: Completion | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One prompt, ``n`` samples of it."""
+
+    prompt: list[int]
+    n: int
+    sampling: Sampling
+    max_tokens: int
+    min_tokens: int
+    stop_ids: frozenset[int]
+    stop_strings: tuple[str, ...]
+    include_stop: bool
+    logprobs: Logprobs | None
+    seed: int
+    sink: Callable[[Piece], None] | None = None
+    future: Future[list[Completion]] = field(default_factory=Future)
+    results: dict[int, Completion] = field(default_factory=dict)
+    leader: Sample | None = None
+    """The sample that is prefilling the prompt for all."""
+    failure: Exception | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    born: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("an empty prompt: there is nothing to continue (give at least one token, such as BOS)")
+        if self.n < 1:
+            raise ValueError(f"n={self.n}: at least 1")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens={self.max_tokens}: at least 1")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise ValueError(f"min_tokens={self.min_tokens}: from 0 to max_tokens={self.max_tokens}")
+        if self.logprobs not in (None, "raw", "processed"):
+            raise ValueError(f"logprobs={self.logprobs!r}: None, 'raw' (of the model) or 'processed' (what was sampled from)")
+
+
+def split_stops(stop: Stop | Sequence[Stop] | None) -> tuple[frozenset[int], tuple[str, ...]]:
+    """Token ids and strings of a ``stop`` argument. Raises ``TypeError`` for anything else, ``ValueError`` for an empty string."""
+    items: Sequence[Any] = () if stop is None else [stop] if isinstance(stop, int | str) else stop
+    for item in items:
+        if not isinstance(item, int | str) or isinstance(item, bool):
+            raise TypeError(f"stop={item!r}: a stop is a string or a token id, not {type(item).__name__}")
+        if item == "":
+            raise ValueError("stop='': an empty string is everywhere")
+    return frozenset(i for i in items if isinstance(i, int)), tuple(i for i in items if isinstance(i, str))
+
+
+def draw_seed() -> int:
+    """A fresh seed, for callers who gave none; recorded in the completion."""
+    return secrets.randbits(63)
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One line of tokens in the making; what a decoder works on."""
+
+    request: Request
+    sample: int
+    """Which of the request's samples."""
+    lane: int
+    """Which of the sample's rows."""
+    prompt: list[int]
+    context: Context
+    pending: list[int]
+    """Tokens whose KV is not there yet, next in line; the last one's logits decide."""
+    output: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    view: Sequence[Part] = ()
+    """Other contexts this row sees before its own."""
+    vector: Tensor | None = None
+    """[width] what to feed in place of the last pending token's embedding."""
+    state: Any = None
+    """The decoder's own."""
+
+
+@dataclass(eq=False, slots=True)
+class Sample:
+    """The rows of one draw, scheduled as one: admitted, preempted and finished together."""
+
+    request: Request
+    index: int
+    order: int
+    """Age: lower is older."""
+    rows: list[Row] = field(default_factory=list)
+    ran: bool = False
+    """Whether it was admitted before: what is computed from now on was computed once already."""
+    stream: TextStream | None = None
+    text: str = ""
+    """What ``stream`` has completed so far."""
+    shown: int = 0
+    """Characters and tokens already streamed."""
+    shown_ids: int = 0
+    prompt_computed: int = 0
+    prompt_cached: int = 0
+    shared_slots: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    discarded: int = 0
+    injected: int = 0
+    forwards: int = 0
+    peak_slots: int = 0
+    stop_reason: Stop | None = None
+    stop_at: int = 0
+    """Where in ``text`` the stop string begins."""
+    finish: FinishReason | None = None

@@ -1,0 +1,75 @@
+"""Counter-based randomness: every draw is a hash of what it is for, so it depends on nothing that shares the batch.
+
+The key of a draw is (seed, sample, lane, output position); lanes keep purposes apart. Noise over a vocabulary is Gumbel,
+so that ``argmax(log p + noise)`` is a draw from p. The mixing function is the 64-bit finaliser of MurmurHash3.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_M1, _M2 = 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53
+_STEP = 0x9E3779B97F4A7C15
+
+
+class Lane(IntEnum):
+    """What a draw is for."""
+
+    TARGET = 0
+    DRAFT = 1
+    COIN = 2
+    RESIDUAL = 3
+    CALLER = 4
+
+
+def mix(*parts: int) -> int:
+    """A 64-bit hash of whole numbers, order and count included."""
+    state = len(parts)
+    for part in parts:
+        state = _finalise(((state + _STEP) ^ (part & _MASK)) & _MASK)
+    return state
+
+
+def _finalise(h: int) -> int:
+    h ^= h >> 33
+    h = h * _M1 & _MASK
+    h ^= h >> 33
+    h = h * _M2 & _MASK
+    return h ^ h >> 33
+
+
+def stream(seed: int, sample: int, lane: int) -> int:
+    """The key of one purpose of one sample; combine it with a position by :func:`keys`."""
+    return mix(seed, sample, lane)
+
+
+def keys(streams: np.ndarray, positions: np.ndarray) -> Tensor:
+    """[N] int64 keys of (stream, position) pairs; both [N] uint64."""
+    with np.errstate(over="ignore"):
+        h = streams ^ (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_STEP)
+        for multiplier in (_M1, _M2):
+            h ^= h >> np.uint64(33)
+            h = h * np.uint64(multiplier)
+        h ^= h >> np.uint64(33)
+    return torch.from_numpy(h.view(np.int64))
+
+
+def gumbel(key: Tensor, tokens: Tensor) -> Tensor:
+    """Standard Gumbel noise for ``key`` [N] and token ids [N, M] or [M]: float32 [N, M], the same on every device."""
+    h = (tokens + 1) * _signed(_STEP) ^ key.unsqueeze(-1)
+    for multiplier in (_M1, _M2):
+        h = h ^ (h >> 33 & 0x7FFFFFFF)
+        h = h * _signed(multiplier)
+    h = h ^ (h >> 33 & 0x7FFFFFFF)
+    # 32 bits as u in (0, 1): small u, where the winners are, keeps full precision in -log1p(-u).
+    u = ((h >> 32 & 0xFFFFFFFF).to(torch.float32) + 0.5) * 2.0**-32
+    return -torch.log(-torch.log1p(-u.clamp_(max=1 - 2.0**-24)))
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value

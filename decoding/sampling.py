@@ -1,0 +1,149 @@
+"""From logits to tokens: penalties and bias, temperature, filters, and the Gumbel-max draw. The only place that does it.
+
+Exact: a draw follows the processed distribution. Cost: a few passes over the vocabulary; greedy rows need one.
+Processing is a function of (logits, settings, tokens so far), so that drafted positions can be judged by their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backend.request import Row, Sampling
+from . import noise
+
+
+@dataclass(slots=True)
+class Drawn:
+    """One token per logits row."""
+
+    tokens: Tensor
+    """[N] int64"""
+    logprobs: Tensor | None
+    """[N] of the drawn tokens, raw or processed as each request asked; None if nobody did."""
+    failed: dict[int, Exception]
+    """Row -> why nothing could be drawn."""
+
+
+def process(logits: Tensor, sampling: Sequence[Sampling], prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> Tensor:
+    """Log-probabilities [N, vocabulary] that tokens are drawn from (greedy: all on the best one), in float32.
+
+    ``sampling``, ``prompts`` and ``outputs`` belong to each row of ``logits`` [N, vocabulary]: what came before it, prompt and output.
+    """
+    scores = logits.float()
+    if any(s.edits_logits for s in sampling):
+        scores = _edit(scores.clone(), sampling, prompts, outputs)
+    temperature = torch.tensor([s.temperature for s in sampling], device=scores.device).unsqueeze(1)
+    greedy = temperature == 0
+    best = scores.argmax(-1, keepdim=True)
+    scores = torch.where(greedy, scores, scores / temperature.masked_fill(greedy, 1.0))
+    scores = filter_scores(scores, sampling)
+    only = torch.full_like(scores, -torch.inf).scatter_(1, best, 0.0) if bool(greedy.any()) else scores
+    return torch.where(greedy, only, scores).log_softmax(-1)
+
+
+def _edit(scores: Tensor, sampling: Sequence[Sampling], prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> Tensor:
+    """Penalties and bias, row by row, in place."""
+    for row, s, prompt, output in zip(scores, sampling, prompts, outputs, strict=True):
+        if s.repetition_penalty != 1:
+            seen = torch.tensor(sorted({*prompt, *output}), dtype=torch.int64, device=row.device)
+            if len(seen):
+                old = row[seen]
+                row[seen] = torch.where(old < 0, old * s.repetition_penalty, old / s.repetition_penalty)
+        if (s.presence_penalty or s.frequency_penalty) and output:
+            counts = torch.bincount(torch.tensor(output, device=row.device), minlength=len(row)).to(row.dtype)
+            row -= s.frequency_penalty * counts + s.presence_penalty * (counts > 0)
+        for token, bias in s.logit_bias.items():
+            row[token] += bias
+    return scores
+
+
+def filter_scores(scores: Tensor, sampling: Sequence[Sampling]) -> Tensor:
+    """Top-k, then top-p, then min-p, each on what the one before left; ties at the edge of top-k stay."""
+    vocabulary = scores.shape[1]
+    device = scores.device
+    top_k = [min(s.top_k, vocabulary) or vocabulary for s in sampling]
+    if min(top_k) < vocabulary:
+        ranked = scores.topk(max(k for k in top_k if k < vocabulary), -1).values
+        edge = torch.tensor([[k - 1 if k < vocabulary else 0] for k in top_k], device=device)
+        limit = ranked.gather(1, edge).masked_fill(torch.tensor([[k == vocabulary] for k in top_k], device=device), -torch.inf)
+        scores = scores.masked_fill(scores < limit, -torch.inf)
+    if any(s.top_p < 1 for s in sampling):
+        top_p = torch.tensor([[s.top_p] for s in sampling], device=device)
+        ordered, index = scores.sort(-1, descending=True, stable=True)
+        mass = ordered.softmax(-1).cumsum(-1)
+        before = torch.cat((torch.zeros_like(mass[:, :1]), mass[:, :-1]), -1)
+        gone = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, index, (before >= top_p) & (top_p < 1))
+        scores = scores.masked_fill(gone, -torch.inf)
+    if any(s.min_p > 0 for s in sampling):
+        min_p = torch.tensor([[s.min_p] for s in sampling], device=device)
+        floor = scores.max(-1, keepdim=True).values + min_p.log()
+        scores = scores.masked_fill(scores < floor, -torch.inf)
+    return scores
+
+
+class Sampler:
+    """Draws the next token of each row. Keeps what depends only on which rows there are."""
+
+    def __init__(self) -> None:
+        self._rows: list[Row] = []
+        self._sampling: list[Sampling] = []
+        self._streams = np.empty(0, np.uint64)
+        self._plain = True
+        """Every row greedy with untouched logits."""
+        self._vocabulary: Tensor | None = None
+
+    def draw(self, rows: Sequence[Row], logits: Tensor) -> Drawn:
+        """A token for each of ``rows`` from its ``logits`` [N, vocabulary]. A row with NaN or without any finite logit fails alone."""
+        self._prepare(rows)
+        best, tokens = logits.max(-1)
+        bad = best.isnan() | best.isinf()
+        failed: dict[int, Exception] = {}
+        if bool(bad.any()):
+            for i in bad.nonzero()[:, 0].tolist():
+                failed[i] = FloatingPointError(f"logits of output token {len(rows[i].output)} have maximum {best[i].item()}")
+        starved = [row for row in rows if len(row.output) < row.request.min_tokens]
+        if self._plain and not starved:
+            logprobs = self._logprobs(rows, logits, None, tokens)
+            return Drawn(tokens, logprobs, failed)
+        masked = self._mask_stops(rows, logits) if starved else logits
+        processed = process(masked, self._sampling, [r.prompt for r in rows], [r.output for r in rows])
+        tokens = (processed + self._noise(rows, logits)).argmax(-1)
+        return Drawn(tokens, self._logprobs(rows, logits, processed, tokens), failed)
+
+    def _prepare(self, rows: Sequence[Row]) -> None:
+        if self._rows == rows:
+            return
+        self._rows = list(rows)
+        self._sampling = [row.request.sampling for row in rows]
+        self._plain = all(s.temperature == 0 and not s.edits_logits for s in self._sampling)
+        lanes = [noise.mix(row.request.seed, row.sample, noise.Lane.TARGET) for row in rows]
+        self._streams = np.array(lanes, np.uint64)
+
+    def _noise(self, rows: Sequence[Row], logits: Tensor) -> Tensor:
+        if self._vocabulary is None or len(self._vocabulary) != logits.shape[1]:
+            self._vocabulary = torch.arange(logits.shape[1], device=logits.device)
+        positions = np.array([len(row.output) for row in rows], np.uint64)
+        return noise.gumbel(noise.keys(self._streams, positions).to(logits.device), self._vocabulary)
+
+    @staticmethod
+    def _mask_stops(rows: Sequence[Row], logits: Tensor) -> Tensor:
+        """Stop tokens are out of reach before ``min_tokens``."""
+        masked = logits.clone()
+        for i, row in enumerate(rows):
+            if len(row.output) < row.request.min_tokens and row.request.stop_ids:
+                masked[i, list(row.request.stop_ids)] = -torch.inf
+        return masked
+
+    @staticmethod
+    def _logprobs(rows: Sequence[Row], logits: Tensor, processed: Tensor | None, tokens: Tensor) -> Tensor | None:
+        asked = [row.request.logprobs for row in rows]
+        if not any(asked):
+            return None
+        raw = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+        drawn = torch.zeros_like(raw) if processed is None else processed.gather(1, tokens[:, None])[:, 0]
+        return torch.where(torch.tensor([a == "processed" for a in asked], device=raw.device), drawn, raw)
