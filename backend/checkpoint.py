@@ -1,12 +1,15 @@
 """Tensors of a Hugging Face checkpoint folder, by name, from one or several safetensors files.
 
-Names lose their ``model.`` prefix, so that backbones and full models read alike. Pickles are never opened.
+Names lose their ``model.`` prefix, so that backbones and full models read alike. A tensor is read from disk when it is
+asked for, and not kept here. Pickles are never opened.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,34 +18,20 @@ from torch import Tensor
 class Checkpoint:
     """A read-only mapping from tensor name to tensor that remembers what was read."""
 
-    def __init__(self, tensors: dict[str, Tensor], source: str = "these weights") -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], source: str = "these weights") -> None:
         self.source = source
-        self._tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        self._tensors = tensors
+        self._names = {name.removeprefix("model."): name for name in tensors}
         self._device, self._dtype = torch.device("cpu"), torch.float32
-        self._read: dict[str, Tensor] = {}
+        self._read: dict[str, int] = {}
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
-        """Read every safetensors file that the folder's index names, or its only one."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        """Every safetensors file that the folder's index names, or its only one.
 
-        index = path / "model.safetensors.index.json"
-        if index.exists():
-            files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
-        else:
-            files = [path / "model.safetensors"]
-        tensors: dict[str, Tensor] = {}
-        for file in files:
-            if not file.exists():
-                pickles = [p.name for p in path.glob("*.bin")]
-                hint = f"; {', '.join(pickles)} is a pickle, and only safetensors are read" if pickles else ""
-                raise FileNotFoundError(f"{path}: no {file.name}{hint}")
-            try:
-                tensors.update(load_file(file))
-            except SafetensorError as e:
-                raise ValueError(f"{file}: not a readable safetensors file ({e})") from e
-        return cls(tensors, str(path))
+        Raises ``FileNotFoundError`` for a file that is not there, ``ValueError`` for one that cannot be read.
+        """
+        return cls(_Files(path), str(path))
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Checkpoint:
         """The same tensors, converted as they are read."""
@@ -50,23 +39,81 @@ class Checkpoint:
         return self
 
     def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+        return name in self._names
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._read:
-            if name not in self._tensors:
-                raise ValueError(f"{self.source}: the checkpoint has no tensor {name}")
-            self._read[name] = self._tensors[name].to(self._device, self._dtype)
-        return self._read[name]
+        if name not in self._names:
+            raise ValueError(f"{self.source}: the checkpoint has no tensor {name}")
+        tensor = self._tensors[self._names[name]]
+        self._read[name] = tensor.numel()
+        return tensor.to(self._device, self._dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its first floating-point tensor; float32 for one without."""
+        return next((t.dtype for t in self._tensors.values() if t.is_floating_point()), torch.float32)
 
     @property
     def parameters(self) -> int:
         """Weights read so far, each once."""
-        return sum(tensor.numel() for tensor in self._read.values())
+        return sum(self._read.values())
 
     def finish(self) -> None:
         """Check that nothing but known leftovers stayed unread."""
         ignored = ("rotary_emb.inv_freq", "lm_head.weight")
-        left = [n for n in self._tensors if n not in self._read and not n.endswith(ignored)]
+        left = [n for n in self._names if n not in self._read and not n.endswith(ignored)]
         if left:
             raise ValueError(f"{self.source}: tensors this block has no place for: {', '.join(sorted(left)[:4])}")
+
+
+class _Files(Mapping[str, Tensor]):
+    """Tensors of a folder's safetensors files, read from disk one by one."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self._files: dict[str, Any] = {}
+        for file in _files(path):
+            if not file.exists():
+                pickles = sorted(p.name for p in path.glob("*.bin"))
+                hint = f"; {', '.join(pickles)}: pickles, and only safetensors are read" if pickles else ""
+                raise FileNotFoundError(f"{path}: no {file.name}{hint}")
+            try:
+                handle = safe_open(file, framework="pt")
+            except SafetensorError as e:
+                raise ValueError(f"{file}: not a readable safetensors file ({e})") from e
+            self._files |= dict.fromkeys(handle.keys(), handle)  # type: ignore[no-untyped-call]
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def _files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder; whether they exist is not checked."""
+    index = path / "model.safetensors.index.json"
+    if not index.exists():
+        return [path / "model.safetensors"]
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict):
+        raise ValueError(f"{index}: no weight_map, so not an index of safetensors files")
+    return [path / name for name in sorted(set(names.values()))]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in ``file``; empty where there is no such file. Raises ``ValueError`` naming a file that holds none."""
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{file}: not readable as JSON ({e})") from e
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: a JSON object is expected, not {type(content).__name__}")
+    return content

@@ -25,7 +25,7 @@ class Text:
         if not isinstance(prompt, Sequence):
             raise TypeError(f"a prompt is text, token ids or chat messages, not {type(prompt).__name__}")
         if all(isinstance(i, int) for i in prompt):
-            return [int(i) for i in prompt]  # type: ignore[call-overload]
+            return [int(i) for i in prompt]  # type: ignore[arg-type]
         if not all(isinstance(m, dict) and "role" in m and "content" in m for m in prompt):
             raise TypeError("a chat prompt is a list of {'role': …, 'content': …}")
         if not self.tokenizer.chat_template:

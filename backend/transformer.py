@@ -7,7 +7,6 @@ Per token it reads all weights once and its view's KV. Not here: training, quant
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +19,20 @@ from .batch import Output, TokenBatch
 from .checkpoint import Checkpoint
 from .kv import LayerSpec
 from .model import Defaults, Model, ModelInfo
-from .rope import angles, rope
+from .rope import KINDS, angles, rope
 from .text import Text
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 HEADLESS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+
+
+def supports(config: Any) -> bool:
+    """Whether this block computes what ``config`` describes."""
+    if not config.architectures or config.architectures[0] not in ARCHITECTURES + HEADLESS:
+        return False
+    settings = config.rope_parameters
+    whole = settings.get("rope_type", "default") in KINDS and settings.get("partial_rotary_factor", 1.0) == 1.0
+    return whole and config.hidden_act == "silu" and getattr(config, "quantization_config", None) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,10 @@ class Block:
 
 
 class Transformer(Model):
-    """Our own decoder. Build it with :meth:`load`, or from a config and tensors named as in a checkpoint."""
+    """Our own decoder, from a transformers config and tensors named as in a checkpoint.
+
+    Raises ``ValueError`` naming the tensor or setting that is missing or does not fit.
+    """
 
     def __init__(self, config: Any, weights: Checkpoint, *, name: str, device: torch.device, dtype: torch.dtype,
                  defaults: Defaults | None = None, text: Text | None = None, impl: str = "auto") -> None:  # fmt: skip
@@ -65,7 +76,7 @@ class Transformer(Model):
         weights = weights.on(device, dtype)
         self._embedding = weights["embed_tokens.weight"]
         self._norm = weights["norm.weight"]
-        self._head = self._lm_head(config, weights)
+        self._head = self._lm_head(config, weights, self._embedding)
         self._blocks = [self._block(config, weights, i) for i in range(config.num_hidden_layers)]
         weights.finish()
         spec = LayerSpec(self.kv_heads, self.dim, self.dim, device, rope_spec(config, frequencies))
@@ -73,51 +84,37 @@ class Transformer(Model):
                               [spec] * config.num_hidden_layers, defaults or Defaults())  # fmt: skip
 
     @staticmethod
-    def _lm_head(config: Any, weights: Checkpoint) -> Tensor | None:
-        if "lm_head.weight" in weights:
-            return weights["lm_head.weight"]
-        if config.tie_word_embeddings:
-            return weights["embed_tokens.weight"]
-        if any(a in HEADLESS for a in config.architectures or ()) or not config.architectures:
+    def _lm_head(config: Any, weights: Checkpoint, embedding: Tensor) -> Tensor | None:
+        if any(a in HEADLESS for a in config.architectures or ()):
             return None
-        raise ValueError(f"{weights.source}: no lm_head.weight, and the config does not tie it to the embedding")
+        return embedding if config.tie_word_embeddings else weights["lm_head.weight"]
 
     def _block(self, config: Any, weights: Checkpoint, i: int) -> Block:
-        def fused(kind: str, names: tuple[str, ...], part: str) -> Tensor | None:
-            keys = [f"layers.{i}.{kind}.{n}_proj.{part}" for n in names]
-            present = [key in weights for key in keys]
-            if part == "bias" and not any(present):
-                return None
-            tensors = [weights[key] for key in keys]
+        kind = config.model_type
+        biased = kind == "qwen2" or getattr(config, "attention_bias", False)
+
+        def read(part: str, *names: str) -> Tensor:
+            tensors = [weights[f"layers.{i}.{name}.{part}"] for name in names]
             return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
-        def norm(key: str) -> Tensor | None:
-            return weights[f"layers.{i}.{key}.weight"] if f"layers.{i}.{key}.weight" in weights else None
-
-        def weight(kind: str, *names: str) -> Tensor:
-            found = fused(kind, names, "weight")
-            assert found is not None
-            return found
-
+        qkv, out = [f"self_attn.{n}_proj" for n in "qkv"], "self_attn.o_proj"
+        gate_up, down = ["mlp.gate_proj", "mlp.up_proj"], "mlp.down_proj"
+        mlp_biased = getattr(config, "mlp_bias", False)
         block = Block(
-            attention_norm=weights[f"layers.{i}.input_layernorm.weight"],
-            qkv=weight("self_attn", "q", "k", "v"), qkv_bias=fused("self_attn", ("q", "k", "v"), "bias"),
-            out=weight("self_attn", "o"), out_bias=fused("self_attn", ("o",), "bias"),
-            mlp_norm=weights[f"layers.{i}.post_attention_layernorm.weight"],
-            gate_up=weight("mlp", "gate", "up"), gate_up_bias=fused("mlp", ("gate", "up"), "bias"),
-            down=weight("mlp", "down"), down_bias=fused("mlp", ("down",), "bias"),
-            q_norm=norm("self_attn.q_norm"), k_norm=norm("self_attn.k_norm"), window=_window(config, i),
+            attention_norm=read("weight", "input_layernorm"),
+            qkv=read("weight", *qkv), qkv_bias=read("bias", *qkv) if biased else None,
+            out=read("weight", out), out_bias=read("bias", out) if biased and kind != "qwen2" else None,
+            mlp_norm=read("weight", "post_attention_layernorm"),
+            gate_up=read("weight", *gate_up), gate_up_bias=read("bias", *gate_up) if mlp_biased else None,
+            down=read("weight", down), down_bias=read("bias", down) if mlp_biased else None,
+            q_norm=read("weight", "self_attn.q_norm") if kind == "qwen3" else None,
+            k_norm=read("weight", "self_attn.k_norm") if kind == "qwen3" else None,
+            window=_window(config, i),
         )  # fmt: skip
         expected = ((self.heads + 2 * self.kv_heads) * self.dim, config.hidden_size)
         if tuple(block.qkv.shape) != expected:
             raise ValueError(f"{weights.source}: layer {i} has QKV of shape {tuple(block.qkv.shape)}, the config says {expected}")
         return block
-
-    @classmethod
-    def load(cls, path: Path, config: Any, *, name: str, device: torch.device, dtype: torch.dtype, defaults: Defaults,
-             text: Text | None) -> Transformer:  # fmt: skip
-        """Read a checkpoint folder. Raises ``ValueError`` naming the tensor or setting that is missing or does not fit."""
-        return cls(config, Checkpoint.open(path), name=name, device=device, dtype=dtype, defaults=defaults, text=text)
 
     @torch.inference_mode()
     def forward(self, batch: TokenBatch) -> Output:
@@ -153,8 +150,9 @@ class Transformer(Model):
         qkv = F.linear(x, block.qkv, block.qkv_bias).view(len(slots), turned + self.kv_heads, self.dim)
         qk = qkv[:, :turned]
         if block.q_norm is not None and block.k_norm is not None:
-            norms = F.rms_norm(qk[:, : self.heads], (self.dim,), block.q_norm, self.eps), F.rms_norm(
-                qk[:, self.heads :], (self.dim,), block.k_norm, self.eps
+            norms = (
+                F.rms_norm(qk[:, : self.heads], (self.dim,), block.q_norm, self.eps),
+                F.rms_norm(qk[:, self.heads :], (self.dim,), block.k_norm, self.eps),
             )
             qk = torch.cat(norms, 1)
         qk = torch.addcmul(qk * cos, qk.roll(self.dim // 2, -1), sin)

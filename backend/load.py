@@ -1,0 +1,143 @@
+"""One door to every checkpoint: a built-in name, a folder, or a Hugging Face Hub id, in; a ready model, out.
+
+Picks our own transformer where it knows the block and the adapter for the rest, reads the tokenizer and the decoding
+defaults, and says what is missing where something is. Safetensors only. Not here: other weight formats, quantisation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import Checkpoint, read_json
+from .model import Defaults, Model
+from .text import Text
+from .transformer import Transformer, supports
+
+BUILT_IN = Path(__file__).resolve().parent.parent / "nano" / "weights"
+WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.txt", "*.model", "*.tiktoken")
+UNWANTED = ("onnx/*", "original/*", "consolidated*")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    device_map: Any = None,
+    trust_remote_code: bool = False,
+    impl: str = "auto",
+) -> Model:
+    """A model ready for an engine.
+
+    ``name_or_path``: a built-in name ("nano"), a folder (a path needs a separator: "./nano"), or a Hub id ("org/name").
+    ``device`` "auto": CUDA where there is one, else the CPU. ``dtype`` "auto": the checkpoint's own, but float32 on a CPU,
+    where half precision is slow. ``device_map`` (accelerate's; "auto" too) spreads the model over devices, CPU memory and
+    disk, by the adapter. ``impl``: the attention implementation, see :func:`forethought.kernels.attention.attend`.
+
+    Raises ``FileNotFoundError`` for a path, file or Hub id that is not there, ``ValueError`` for one that cannot be used.
+    """
+    name, path = _find(name_or_path, trust_remote_code)
+    config = _config(path, trust_remote_code)
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    kind = _dtype(dtype, config, path, where)
+    text = _text(path, trust_remote_code)
+    defaults = _defaults(path, config, text)
+    if device_map is None and not trust_remote_code and supports(config):
+        return Transformer(config, Checkpoint.open(path), name=name, device=where, dtype=kind, defaults=defaults, text=text,
+                           impl=impl)  # fmt: skip
+    from .hf import Adapter
+
+    return Adapter.load(path, config, name=name, device=where, dtype=kind, device_map=device_map, defaults=defaults, text=text,
+                        trust_remote_code=trust_remote_code, impl=impl)  # fmt: skip
+
+
+def _find(name_or_path: str | Path, code: bool) -> tuple[str, Path]:
+    """The name to show and the folder to read."""
+    name = str(name_or_path)
+    built_in = sorted(p.name for p in BUILT_IN.iterdir() if p.is_dir()) if BUILT_IN.is_dir() else []
+    if isinstance(name_or_path, str) and name in built_in:
+        return name, BUILT_IN / name
+    path = Path(name).expanduser()
+    local = isinstance(name_or_path, Path) or name.startswith((".", "/", "~"))
+    if not local and "/" not in name:
+        raise ValueError(f"{name!r} is no built-in model ({', '.join(built_in) or 'none there'}); for a folder write ./{name}")
+    if path.is_dir():
+        return path.resolve().name, path
+    if path.exists():
+        raise NotADirectoryError(f"{name}: a file; a checkpoint is a folder with config.json and safetensors files")
+    if local or name.count("/") != 1 or name.endswith("/"):
+        raise FileNotFoundError(f"{name}: no such folder")
+    return name, _download(name, code)
+
+
+def _download(name: str, code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = [*WANTED, *(["*.py"] if code else [])]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=list(UNWANTED)))
+    except (OSError, HFValidationError) as e:  # the Hub's own errors are OSErrors
+        raise FileNotFoundError(f"{name}: no such folder, and not to be had from the Hugging Face Hub ({_first_line(e)})") from e
+
+
+def _config(path: Path, code: bool) -> Any:
+    from transformers import AutoConfig
+
+    if not read_json(path / "config.json"):
+        raise FileNotFoundError(f"{path}: no config.json, so not a Hugging Face checkpoint")
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=code, local_files_only=True)
+    except (ValueError, TypeError, KeyError, OSError) as e:
+        raise ValueError(f"{path}/config.json: transformers cannot read it ({_first_line(e)})") from e
+    return config
+
+
+def _dtype(asked: str | torch.dtype, config: Any, path: Path, device: torch.device) -> torch.dtype:
+    if asked == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        found = config.get_text_config().dtype
+        return found if isinstance(found, torch.dtype) else Checkpoint.open(path).dtype
+    kind = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ValueError(f"dtype={asked!r}: 'auto' or a floating-point type, as 'bfloat16' or torch.bfloat16")
+    return kind
+
+
+def _text(path: Path, code: bool) -> Text | None:
+    from transformers import AutoTokenizer
+
+    if not any((path / file).exists() for file in TOKENIZERS):
+        return None
+    try:
+        return Text(AutoTokenizer.from_pretrained(path, trust_remote_code=code, local_files_only=True))
+    except Exception as e:  # the tokenizers library raises bare Exceptions
+        raise ValueError(f"{path}: its tokenizer cannot be read ({_first_line(e)})") from e
+
+
+def _defaults(path: Path, config: Any, text: Text | None) -> Defaults:
+    """What ``generation_config.json`` says. Its sampling settings count only where it says ``do_sample``, as in transformers."""
+    said = read_json(path / "generation_config.json")
+    sampling = said if said.get("do_sample") else {}
+    stop = said.get("eos_token_id")
+    stop = config.get_text_config().eos_token_id if stop is None else stop
+    if stop is None and text is not None:
+        stop = text.tokenizer.eos_token_id
+    return Defaults(
+        temperature=sampling.get("temperature", 1.0 if sampling else None),
+        top_k=sampling.get("top_k"),
+        top_p=sampling.get("top_p"),
+        min_p=sampling.get("min_p"),
+        repetition_penalty=said.get("repetition_penalty"),
+        max_tokens=said.get("max_new_tokens"),
+        stop_ids=() if stop is None else (stop,) if isinstance(stop, int) else tuple(stop),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
