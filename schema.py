@@ -84,8 +84,7 @@ class Cost(Json):
         return self._combine(other, sequential=True)
 
     def _combine(self, other: Cost, *, sequential: bool) -> Cost:
-        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
-        total = dict(zip((f.name for f in dataclasses.fields(self)), map(sum, zip(mine, theirs, strict=True)), strict=True))
+        total: dict[str, Any] = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)}
         if sequential:
             total["peak_kv_bytes"] = max(self.peak_kv_bytes, other.peak_kv_bytes)
         else:

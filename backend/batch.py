@@ -21,7 +21,7 @@ Tap = Callable[[Tensor], None]
 
 
 class Part(NamedTuple):
-    """Another context in a row's view. ``offset`` moves its keys, relative to the row's own; slots staged in this call are seen too.
+    """Another context in a row's view. ``offset`` moves its keys, relative to the row's own; staged slots are seen too.
 
     ``last``: stored position of the last slot each query sees, [queries] or one for all; None: everything.
     """

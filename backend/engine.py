@@ -14,16 +14,16 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 
 from ..kernels.views import Ints
-from ..schema import Completion, Cost, Prompt
+from ..schema import Completion, Cost, FinishReason, Prompt
 from . import batch as calls
 from .batch import Output, TokenBatch
-from .decoder import Decision, Decoder, Draft, Outcome
+from .decoder import Decision, Decoder, Draft
 from .finish import advance, complete, show
 from .generator import GenerationError, Generator, Score, progress_bar
 from .kv import KVPool, PoolFull
@@ -162,10 +162,12 @@ class Engine(Generator):
 
     def _requests(self, prompts: Any, options: dict[str, Any]) -> tuple[bool, list[Request]]:
         """One request per prompt; also whether a single prompt was given bare."""
-        bare = isinstance(prompts, str) or (isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int | dict))
+        bare = isinstance(prompts, str) or (
+            isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int | dict)
+        )
         if not isinstance(prompts, str | Sequence):
             raise TypeError(f"prompts are text, token ids or chat messages, or a list of these, not {type(prompts).__name__}")
-        return bare, [self._request(prompt, **options) for prompt in ([prompts] if bare else prompts)]
+        return bare, [self._request(cast(Prompt, prompt), **options) for prompt in ([prompts] if bare else prompts)]
 
     def _request(
         self,
@@ -198,16 +200,20 @@ class Engine(Generator):
             raise ValueError(f"stop={stop!r}: {info.name} has no tokenizer, so stops are token ids")
         default = limit if info.defaults.max_tokens is None else min(limit, info.defaults.max_tokens)
         request = Request(
-            prompt=ids, n=n, sampling=Sampling.resolve(info.defaults, sampling), max_tokens=default if max_tokens is None else max_tokens,
-            min_tokens=min_tokens, stop_ids=stop_ids if ignore_eos else stop_ids | set(info.defaults.stop_ids),
+            prompt=ids, n=n, sampling=Sampling.resolve(info.defaults, sampling),
+            max_tokens=default if max_tokens is None else max_tokens, min_tokens=min_tokens, stop_ids=stop_ids if ignore_eos else stop_ids | set(info.defaults.stop_ids),
             stop_strings=stop_strings, include_stop=include_stop, logprobs="raw" if logprobs is True else logprobs or None,
             seed=draw_seed() if seed is None else seed,
         )  # fmt: skip
         if len(ids) + request.max_tokens > info.max_positions:
-            raise ValueError(f"{len(ids)} prompt tokens + max_tokens={request.max_tokens} exceed the model's {info.max_positions} positions")
+            raise ValueError(
+                f"{len(ids)} prompt tokens + max_tokens={request.max_tokens} exceed the model's {info.max_positions} positions"
+            )
         for pool, slots in self.decoder.slots(request, self.pool).items():
             if slots > pool.size:
-                raise ValueError(f"{len(ids)} prompt tokens + max_tokens={request.max_tokens} can need {slots} KV slots of a pool of {pool.size}")
+                raise ValueError(
+                    f"{len(ids)} prompt tokens + max_tokens={request.max_tokens} can need {slots} slots of a pool of {pool.size}"
+                )
         return request
 
     def _submit(self, requests: Sequence[Request]) -> None:
@@ -410,7 +416,7 @@ class Engine(Generator):
         except Exception as e:
             self._finish(sample, "error", e)
 
-    def _finish(self, sample: Sample, outcome: Outcome, error: Exception | None = None) -> None:
+    def _finish(self, sample: Sample, outcome: FinishReason, error: Exception | None = None) -> None:
         """End a sample: give back its KV, write its completion, and answer the request when it was the last."""
         request = sample.request
         sample.finish = outcome
@@ -439,7 +445,7 @@ class Engine(Generator):
         return self.model.forward(batch)
 
     def make_free(self, slots: int) -> bool:
-        """Free ``slots`` slots, from the cache and then from the youngest samples; whether it could be done. Engine's thread only."""
+        """Free ``slots`` slots, from the cache, then from the youngest samples; whether it could be done. Engine's thread only."""
         scheduler = self._scheduler
         while scheduler.room < slots and scheduler.running:
             scheduler.preempt(scheduler.running[-1])

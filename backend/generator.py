@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..schema import Completion, Cost, Prompt
@@ -25,11 +25,11 @@ class GenerationError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How likely a continuation is: natural log-probabilities of its tokens under the model itself (temperature 1, no filters)."""
+    """How likely a continuation is: log-probabilities of its tokens under the model itself (temperature 1, no filters)."""
 
     token_ids: list[int]
     logprobs: list[float]
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
 
     @property
     def total(self) -> float:
@@ -40,8 +40,8 @@ class Score:
 class Generator(ABC):
     """Writes and scores text. The sync doors work in scripts and inside a running event loop, which they block.
 
-    Options of ``generate``, ``stream`` and their awaited twins: ``n`` samples a prompt; ``max_tokens`` (default: the checkpoint's, else
-    all the room there is); ``min_tokens``; ``stop``: strings and token ids, beside the checkpoint's own end tokens unless
+    Options of ``generate``, ``stream`` and their awaited twins: ``n`` samples a prompt; ``max_tokens`` (default: the
+    checkpoint's, else all the room there is); ``min_tokens``; ``stop``: strings and token ids, beside the checkpoint's own end tokens unless
     ``ignore_eos``; ``include_stop`` leaves the stop in the text; ``logprobs``: "raw" (of the model) or "processed" (of what was
     sampled from); ``seed``: None draws one, and the completion records it; and the fields of :class:`Sampling`.
     """

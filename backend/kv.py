@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..kernels.rotary import Rotary
 from ..kernels.views import Ints

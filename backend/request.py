@@ -121,7 +121,7 @@ class Request:
 
 
 def split_stops(stop: Stop | Sequence[Stop] | None) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Token ids and strings of a ``stop`` argument. Raises ``TypeError`` for anything else, ``ValueError`` for an empty string."""
+    """Token ids and strings of a ``stop`` argument. ``TypeError`` for anything else, ``ValueError`` for an empty string."""
     items: Sequence[Any] = () if stop is None else [stop] if isinstance(stop, int | str) else stop
     for item in items:
         if not isinstance(item, int | str) or isinstance(item, bool):

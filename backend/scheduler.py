@@ -191,7 +191,7 @@ class Scheduler:
         return self.pool.free >= slots
 
     def chunks(self, samples: Sequence[Sample], budget: int) -> list[Chunk]:
-        """What to feed of ``samples``, at most ``budget`` tokens. The rows of a sample reach their last tokens in the same step."""
+        """What to feed of ``samples``, at most ``budget`` tokens. A sample's rows reach their last tokens in one step."""
         chunks = []
         for sample in samples:
             whole = sum(len(row.pending) for row in sample.rows) <= budget
@@ -204,7 +204,8 @@ class Scheduler:
 
     def split(self) -> tuple[list[Sample], list[Sample]]:
         """Running samples that decode, and those still being fed."""
-        decoding, feeding = [], []
+        decoding: list[Sample] = []
+        feeding: list[Sample] = []
         for sample in self.running:
             (feeding if _feed(sample) else decoding).append(sample)
         return decoding, feeding

@@ -78,7 +78,7 @@ def _check(engine: Engine, prompt: list[int], longest: int) -> None:
         raise ValueError("an empty prompt: nothing comes before the first token (give at least one, such as BOS)")
     if longest > min(engine.model.info.max_positions, engine.pool.size):
         raise ValueError(
-            f"{longest} tokens to score: the model has {engine.model.info.max_positions} positions, the pool {engine.pool.size} slots"
+            f"{longest} tokens to score: {engine.model.info.max_positions} positions, a pool of {engine.pool.size} slots"
         )
 
 
@@ -127,7 +127,7 @@ class _Prompt:
             yield output.logits
 
     def feed(self, context: Context, ids: Sequence[int], targets: Sequence[int]) -> tuple[list[float], int]:
-        """Log-probability of each of ``targets`` as the token after the same-numbered one of ``ids``; and how many calls it took."""
+        """Log-probability of each of ``targets`` as the next token after that of ``ids``; and how many calls it took."""
         found: list[float] = []
         calls = 0
         for logits in self.logits(context, ids):

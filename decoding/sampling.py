@@ -29,10 +29,12 @@ class Drawn:
     """Row -> why nothing could be drawn."""
 
 
-def process(logits: Tensor, sampling: Sequence[Sampling], prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> Tensor:
+def process(
+    logits: Tensor, sampling: Sequence[Sampling], prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]
+) -> Tensor:
     """Log-probabilities [N, vocabulary] that tokens are drawn from (greedy: all on the best one), in float32.
 
-    ``sampling``, ``prompts`` and ``outputs`` belong to each row of ``logits`` [N, vocabulary]: what came before it, prompt and output.
+    ``sampling``, ``prompts`` and ``outputs`` belong to each row of ``logits`` [N, vocabulary]: what came before it.
     """
     scores = logits.float()
     if any(s.edits_logits for s in sampling):
@@ -46,7 +48,9 @@ def process(logits: Tensor, sampling: Sequence[Sampling], prompts: Sequence[Sequ
     return torch.where(greedy, only, scores).log_softmax(-1)
 
 
-def _edit(scores: Tensor, sampling: Sequence[Sampling], prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> Tensor:
+def _edit(
+    scores: Tensor, sampling: Sequence[Sampling], prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]
+) -> Tensor:
     """Penalties and bias, row by row, in place."""
     for row, s, prompt, output in zip(scores, sampling, prompts, outputs, strict=True):
         if s.repetition_penalty != 1:
@@ -74,7 +78,7 @@ def filter_scores(scores: Tensor, sampling: Sequence[Sampling]) -> Tensor:
         scores = scores.masked_fill(scores < limit, -torch.inf)
     if any(s.top_p < 1 for s in sampling):
         top_p = torch.tensor([[s.top_p] for s in sampling], device=device)
-        ordered, index = scores.sort(-1, descending=True, stable=True)
+        ordered, index = scores.sort(dim=-1, descending=True, stable=True)
         mass = ordered.softmax(-1).cumsum(-1)
         before = torch.cat((torch.zeros_like(mass[:, :1]), mass[:, :-1]), -1)
         gone = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, index, (before >= top_p) & (top_p < 1))
@@ -98,7 +102,7 @@ class Sampler:
         self._vocabulary: Tensor | None = None
 
     def draw(self, rows: Sequence[Row], logits: Tensor) -> Drawn:
-        """A token for each of ``rows`` from its ``logits`` [N, vocabulary]. A row with NaN or without any finite logit fails alone."""
+        """A token for each of ``rows`` from its ``logits`` [N, vocabulary]. A row of NaN or no finite logit fails alone."""
         self._prepare(rows)
         best, tokens = logits.max(-1)
         bad = best.isnan() | best.isinf()
