@@ -63,12 +63,12 @@ def gumbel(key: Tensor, tokens: Tensor) -> Tensor:
     """Standard Gumbel noise for ``key`` [N] and token ids [N, M] or [M]: float32 [N, M], the same on every device."""
     h = (tokens + 1) * _signed(_STEP) ^ key.unsqueeze(-1)
     for multiplier in (_M1, _M2):
-        h = h ^ (h >> 33 & 0x7FFFFFFF)
-        h = h * _signed(multiplier)
-    h = h ^ (h >> 33 & 0x7FFFFFFF)
+        h ^= (h >> 33).bitwise_and_(0x7FFFFFFF)
+        h *= _signed(multiplier)
+    h ^= (h >> 33).bitwise_and_(0x7FFFFFFF)
     # 32 bits as u in (0, 1): small u, where the winners are, keeps full precision in -log1p(-u).
-    u = ((h >> 32 & 0xFFFFFFFF).to(torch.float32) + 0.5) * 2.0**-32
-    return -torch.log(-torch.log1p(-u.clamp_(max=1 - 2.0**-24)))
+    u = (h >> 32).bitwise_and_(0xFFFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
+    return u.neg_().log1p_().neg_().log_().neg_()
 
 
 def _signed(value: int) -> int:

@@ -39,13 +39,13 @@ def process(
     scores = logits.float()
     if any(s.edits_logits for s in sampling):
         scores = _edit(scores.clone(), sampling, prompts, outputs)
-    temperature = torch.tensor([s.temperature for s in sampling], device=scores.device).unsqueeze(1)
+    temperature = torch.tensor([[s.temperature] for s in sampling], device=scores.device)
+    if min(s.temperature for s in sampling) > 0:
+        return filter_scores(scores / temperature, sampling).log_softmax(-1)
     greedy = temperature == 0
-    best = scores.argmax(-1, keepdim=True)
-    scores = torch.where(greedy, scores, scores / temperature.masked_fill(greedy, 1.0))
-    scores = filter_scores(scores, sampling)
-    only = torch.full_like(scores, -torch.inf).scatter_(1, best, 0.0) if bool(greedy.any()) else scores
-    return torch.where(greedy, only, scores).log_softmax(-1)
+    best = torch.full_like(scores, -torch.inf).scatter_(1, scores.argmax(-1, keepdim=True), 0.0)
+    scores = filter_scores(scores / temperature.masked_fill(greedy, 1.0), sampling)
+    return torch.where(greedy, best, scores.log_softmax(-1))
 
 
 def _edit(
