@@ -1,0 +1,166 @@
+"""The ``forethought`` command: what it is asked to do, and errors of one line. Commands are modules of their own.
+
+Only what the command line itself needs is imported here: help and version must not wait for torch or hydra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from .. import __version__
+from .groups import groups
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+ABOUT = """\
+Better reasoning and faster decoding at inference time, without retraining the model.
+
+  forethought demo                     the built-in models at work, in a minute
+  forethought solve "QUESTION"         one question, streamed, with its bill
+  forethought bench                    tokens per second of each decoder
+  forethought doctor                   versions, devices, kernels, memory bandwidth
+"""
+
+SOLVE = """\
+examples:
+  forethought solve "Ana has 4 boxes of 6 pens. She gives away 5. How many pens does Ana have?"
+  forethought solve "…" model=nano-draft max_tokens=200
+  forethought solve "…" sampling=sample seed=3
+  forethought solve "…" model=./my-checkpoint model.device=cuda model.dtype=bfloat16
+  forethought solve "…" --multirun model=nano,nano-draft sampling.temperature=0,0.8
+  echo "…" | forethought solve - --json"""
+
+BENCH = """\
+examples:
+  forethought bench
+  forethought bench model=org/name model.dtype=bfloat16 bench.samples=[1,64]
+  forethought bench 'bench.decoders=[autoregressive]' bench.repeats=5
+  forethought bench --multirun model=nano,nano-draft
+
+The last line is one JSON object. Lists are of bench's own; a group takes one option."""
+
+DEMO = """\
+examples:
+  forethought demo
+  forethought demo demo.problems=200"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors of one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} ({self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's own) and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character gets another one
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has seen enough, as in `forethought … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as e:  # the outermost door: everything becomes one line
+        if "--debug" in arguments:
+            traceback.print_exc()
+        bad_input = isinstance(e, ValueError | TypeError | FileNotFoundError | NotADirectoryError)
+        said = " ".join(str(e).split()) or type(e).__name__
+        print(f"forethought: {said if bad_input else f'{type(e).__name__}: {said}'}", file=sys.stderr)
+        return BAD_INPUT if bad_input else FAILED
+
+
+def _run(arguments: list[str]) -> int:
+    try:  # overrides may stand between options, which argparse leaves over: they are told apart here
+        args, left = _parser().parse_known_args(arguments)
+    except SystemExit:  # help and version, printed
+        return 0
+    if unknown := [word for word in left if word.startswith("-")]:
+        raise ValueError(f"unknown option {unknown[0]} (forethought {args.command} --help)")
+    if args.command == "doctor":
+        from .doctor import doctor
+
+        if left:
+            raise ValueError(f"doctor takes no {left[0]!r}")
+        return doctor(args.json)
+    if args.command == "solve":
+        _check_question(args.question)
+        from .solve import solve
+
+        return solve(args.question, [*args.overrides, *left], multirun=args.multirun, as_json=args.json)
+    if args.command == "bench":
+        from .bench import bench
+
+        return bench([*args.overrides, *left], multirun=args.multirun)
+    from .demo import demo
+
+    return demo([*args.overrides, *left])
+
+
+def _check_question(question: str) -> None:
+    if re.fullmatch(rf"(?:{'|'.join(groups())}|max_tokens|seed)(?:\.\w+)?=\S*", question):
+        raise ValueError(f'the question comes first: forethought solve "…" {question}')
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the question is not valid UTF-8") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser("forethought", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"forethought {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, what: str, examples: str = "", *, overrides: bool = True, sweeps: bool = False) -> _Parser:
+        epilog = "\n\n".join(part for part in (_overrides_help() if overrides else "", examples) if part)
+        made: _Parser = commands.add_parser(
+            name, help=what, description=what[0].upper() + what[1:] + ".", epilog=epilog, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if sweeps:
+            made.add_argument("-m", "--multirun", action="store_true", help="run every combination of the values listed, a,b,c")
+        return made
+
+    solve = command("solve", "ask a model one question: reasoning, answer and bill", SOLVE, sweeps=True)
+    solve.add_argument("question", help="in quotes; - reads it from standard input")
+    solve.add_argument("--json", action="store_true", help="print one JSON object instead")
+    bench = command("bench", "measure tokens per second of each decoder on one model", BENCH, sweeps=True)
+    demo = command("demo", "watch the built-in models solve problems", DEMO)
+    doctor = command("doctor", "show versions, devices, kernels, memory bandwidth", overrides=False)
+    doctor.add_argument("--json", action="store_true", help="print one JSON object instead")
+    for each in (solve, bench, demo):
+        each.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings, in Hydra's syntax")
+    return parser
+
+
+def _overrides_help() -> str:
+    listed = groups()
+    width = max(map(len, listed))
+    lines = [f"  {name:<{width}}  {', '.join(names)}" for name, names in listed.items()]
+    return "\n".join(
+        [
+            "groups (GROUP=OPTION):",
+            *lines,
+            "  model also takes a folder, model=./checkpoint, or a Hub id, model=org/name",
+            "",
+            "values (KEY=VALUE): max_tokens, seed, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,",
+            "  model.device (auto, cpu, cuda), model.dtype (auto, float32, bfloat16), …",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

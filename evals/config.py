@@ -1,0 +1,152 @@
+"""From a command line to components: Hydra overrides checked, composed and built. The only caller of ``instantiate``.
+
+Whatever is wrong becomes a ``ValueError`` of one line that says what would have been right. Hydra's working folders, logging and
+launchers are not used: a sweep is a list of override lists, each composed alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..backend.request import Sampling
+from .groups import groups
+
+WHOLE = ("max_tokens", "seed", "top_k")
+"""Options of ``generate`` that are whole numbers; the others are any number."""
+
+
+def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config ``conf/NAME.yaml`` with ``overrides``, interpolations resolved; an unknown key is an error, set or read."""
+    with _hydra():
+        final = [override for given in overrides for override in _spell_out(given)]
+        try:
+            for parsed in _parse(final):
+                if parsed.is_sweep_override():
+                    raise ValueError(f"{parsed.input_line}: several values need --multirun")
+                _check_group(parsed)
+            config = hydra.compose(name, final)
+            OmegaConf.resolve(config)
+        except ConfigCompositionException as e:
+            raise ValueError(_explain(name, final, e)) from e
+        except (HydraException, OmegaConfBaseException) as e:
+            raise ValueError(_first_line(e)) from e
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ValueError(f"{missing[0]} has no value: give one, {missing[0]}=…")
+    return config
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """A sweep: every combination of the values that ``overrides`` list, in order, the last one varying fastest."""
+    with _hydra():
+        choices = []
+        for parsed in _parse(overrides):
+            if not parsed.is_sweep_override():
+                choices.append([parsed.input_line])
+            elif parsed.is_discrete_sweep():
+                key = parsed.get_key_element()
+                choices.append([f"{key}={value}" for value in parsed.sweep_string_iterator()])
+            else:
+                raise ValueError(f"{parsed.input_line}: a sweep is over listed values, a,b,c or range(…)")
+    return [list(combination) for combination in itertools.product(*choices)]
+
+
+def build(node: DictConfig) -> Any:
+    """The component that a config node describes. Errors are the component's own."""
+    known = inspect.signature(instantiate).parameters
+    # Hydra 1.4 wants to be told which targets are trusted, and has renamed the argument once; 1.3 does not know it.
+    whitelist = {name: ["forethought.*"] for name in ("_target_whitelist_", "_execution_whitelist_") if name in known}
+    try:
+        return instantiate(node, _convert_="all", **whitelist)
+    except InstantiationException as e:
+        if isinstance(e.__cause__, Exception):
+            raise e.__cause__ from None
+        raise ValueError(_first_line(e)) from e
+
+
+def options(config: DictConfig) -> dict[str, Any]:
+    """The options of ``generate`` that a config holds; those that are null are left to the checkpoint."""
+    given = {**config.sampling, "max_tokens": config.max_tokens, "seed": config.seed}
+    for name, value in given.items():
+        kind, what = (int, "a whole number") if name in WHOLE else (int | float, "a number")
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ValueError(f"{name}={value!r}: {what}")
+    chosen = {name: value for name, value in given.items() if value is not None}
+    Sampling(**{name: chosen[name] for name in config.sampling if name in chosen})  # refuses bad values before a model is loaded
+    return chosen
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    with hydra.initialize_config_module("forethought.conf", version_base="1.3"):
+        yield
+
+
+def _spell_out(override: str) -> list[str]:
+    """``model=./folder`` and ``model=org/name`` are short for the option ``hf`` and its path."""
+    key, given, value = override.partition("=")
+    if key != "model" or not given or ("/" not in value and not value.startswith((".", "~"))):
+        return [override]
+    return ["model=hf", f"model.name_or_path={QuotedString(value, Quote.single).with_quotes()}"]
+
+
+def _parse(overrides: Sequence[str]) -> list[Any]:
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed = []
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise ValueError(f"{override!r} is not KEY=VALUE (a question of several words is one argument, in quotes)")
+        try:
+            parsed += parser.parse_overrides([override])
+        except HydraException as e:
+            quoted = f"'{override.partition('=')[0]}=\"…\"'"
+            raise ValueError(f"{override}: not a value Hydra can read; inside two pairs of quotes it is, {quoted}") from e
+    return parsed
+
+
+def _check_group(parsed: Any) -> None:
+    """Hydra merges the options of ``group=[a,b]`` without a word, and its error for a wrong option is a page."""
+    name, known = parsed.key_or_group, groups()
+    if name not in known:
+        return
+    if parsed.is_delete():
+        raise ValueError(f"{parsed.input_line}: there is always one {name}; choose another with {name}=…")
+    value = parsed.value()
+    if isinstance(value, list):
+        several = f"{name}={','.join(map(str, value))}"
+        raise ValueError(f"{parsed.input_line}: one option at a time; to run several, --multirun {several}")
+    if value not in known[name]:
+        hint = f", a folder (./{value}) or a Hub id (org/name)" if name == "model" and value else ""
+        raise ValueError(f"{parsed.input_line}: no such {name}; there is {', '.join(known[name])}{hint}")
+
+
+def _explain(name: str, overrides: Sequence[str], error: Exception) -> str:
+    """What to write instead of an override of a key that does not exist."""
+    for parsed in _parse(overrides):
+        key = parsed.key_or_group
+        if f"'{key}'" in str(error):
+            chosen = [given.input_line for given in _parse(overrides) if given.key_or_group in groups()]
+            config = hydra.compose(name, chosen)
+            parent = key.rpartition(".")[0]
+            node = OmegaConf.select(config, parent) if parent else config
+            if not isinstance(node, Mapping):
+                parent, node = "", config
+            settings = ", ".join(str(k) for k in node if not str(k).startswith("_"))
+            return f"{parsed.input_line}: no such setting; {parent or name} has {settings}"
+    return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
