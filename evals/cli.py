@@ -11,11 +11,12 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from .. import __version__
 from .groups import groups
+from .terminal import waiting
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -30,7 +31,7 @@ Better reasoning and faster decoding at inference time, without retraining the m
 
 SOLVE = """\
 examples:
-  forethought solve "Ana has 4 boxes of 6 pens. She gives away 5. How many pens does Ana have?"
+  forethought solve "Ana has 4 boxes with 6 pens in each. She sells 5 pens. How many pens does Ana have now?"
   forethought solve "…" model=nano-draft max_tokens=200
   forethought solve "…" sampling=sample seed=3
   forethought solve "…" model=./my-checkpoint model.device=cuda model.dtype=bfloat16
@@ -89,24 +90,39 @@ def _run(arguments: list[str]) -> int:
         return 0
     if unknown := [word for word in left if word.startswith("-")]:
         raise ValueError(f"unknown option {unknown[0]} (forethought {args.command} --help)")
-    if args.command == "doctor":
-        from .doctor import doctor
+    commands: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+        "solve": _solve, "bench": _bench, "demo": _demo, "doctor": _doctor,
+    }  # fmt: skip
+    return commands[args.command](args, left)
 
-        if left:
-            raise ValueError(f"doctor takes no {left[0]!r}")
-        return doctor(args.json)
-    if args.command == "solve":
-        _check_question(args.question)
+
+def _solve(args: argparse.Namespace, left: list[str]) -> int:
+    _check_question(args.question)
+    with waiting("starting …"):
         from .solve import solve
+    return solve(args.question, [*args.overrides, *left], multirun=args.multirun, as_json=args.json)
 
-        return solve(args.question, [*args.overrides, *left], multirun=args.multirun, as_json=args.json)
-    if args.command == "bench":
+
+def _bench(args: argparse.Namespace, left: list[str]) -> int:
+    with waiting("starting …"):
         from .bench import bench
+    return bench([*args.overrides, *left], multirun=args.multirun)
 
-        return bench([*args.overrides, *left], multirun=args.multirun)
-    from .demo import demo
 
+def _demo(args: argparse.Namespace, left: list[str]) -> int:
+    with waiting("starting …"):
+        from .demo import demo
     return demo([*args.overrides, *left])
+
+
+def _doctor(args: argparse.Namespace, left: list[str]) -> int:
+    if left:
+        raise ValueError(f"doctor takes no {left[0]!r}")
+    with waiting("measuring …"):
+        from .doctor import doctor, examine
+
+        report = examine()
+    return doctor(report, as_json=args.json)
 
 
 def _check_question(question: str) -> None:

@@ -90,7 +90,9 @@ def options(config: DictConfig) -> dict[str, Any]:
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    with hydra.initialize_config_module("forethought.conf", version_base="1.3"):
+    # 1.3 warns without the argument, 1.4 with it.
+    base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
+    with hydra.initialize_config_module("forethought.conf", **base):
         yield
 
 

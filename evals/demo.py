@@ -26,7 +26,7 @@ from .terminal import Paint, amount, table
 from .watch import follow
 
 NEXT = (
-    'forethought solve "Ana has 4 boxes of 6 pens. She gives away 5 pens. How many pens does Ana have now?"',
+    'forethought solve "Ana has 4 boxes with 6 pens in each. She sells 5 pens. How many pens does Ana have now?"',
     'forethought solve --multirun "Ana has 7 pens. She buys 5 more pens. How many pens does Ana have now?" model=nano,nano-draft',
     "forethought bench",
     "forethought doctor",

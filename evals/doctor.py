@@ -21,15 +21,14 @@ CPU_BYTES, GPU_BYTES = 1 << 28, 1 << 31
 """Size of what is read, far beyond any cache."""
 
 
-def doctor(as_json: bool = False) -> int:
-    """The exit code: 1 when something is missing that the first commands need."""
-    report = examine()
+def doctor(report: dict[str, Any], *, as_json: bool = False) -> int:
+    """Print what :func:`examine` found. The exit code is 1 when something is missing that the first commands need."""
     print(json.dumps(report) if as_json else _page(report))
     return 1 if report["problems"] else 0
 
 
 def examine() -> dict[str, Any]:
-    """Everything the command shows, as plain values."""
+    """Everything the command shows, as plain values: bytes, bytes per second."""
     kernel, why = choose()
     models = built_in()
     about = machine.describe("cpu")

@@ -16,7 +16,7 @@ from ..backend.engine import Engine
 from ..backend.model import Model
 from ..schema import Completion, Message, Prompt
 from .config import build, compose, expand, options
-from .terminal import Paint, amount, clean
+from .terminal import Paint, amount, clean, waiting
 from .watch import OPEN, follow
 
 
@@ -43,7 +43,8 @@ def solve(question: str, overrides: Sequence[str], *, multirun: bool = False, as
 def open_engine(config: DictConfig) -> Engine:
     """The model and decoder of a config, ready; the model last, because it may take long to load."""
     decoder = build(config.decoder)
-    return Engine(build(config.model), decoder)
+    with waiting(f"loading {clean(str(config.model.get('name_or_path')))} …"):
+        return Engine(build(config.model), decoder)
 
 
 def _answer(engine: Engine, question: str, given: dict[str, Any], as_json: bool) -> Completion:

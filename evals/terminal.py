@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO
 
 # Control characters of C0 (but newline and tab) and C1, DEL, and the marks and isolates that reorder text on the screen.
@@ -49,6 +51,19 @@ class Paint:
 
     def _in(self, code: str, text: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.on and text else text
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Says on a terminal's last line what takes its time, and takes it back."""
+    shown = sys.stderr.isatty()
+    if shown:
+        print(text, end="", flush=True, file=sys.stderr)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", flush=True, file=sys.stderr)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
