@@ -7,7 +7,7 @@ asked for, and not kept here. Pickles are never opened.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Checkpoint:
-    """A read-only mapping from tensor name to tensor that remembers what was read."""
+    """Tensors by name, read-only; remembers what was read."""
 
     def __init__(self, tensors: Mapping[str, Tensor], source: str = "these weights") -> None:
         self.source = source
@@ -38,13 +38,13 @@ class Checkpoint:
         self._device, self._dtype = device, dtype
         return self
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._names
-
-    def __getitem__(self, name: str) -> Tensor:
+    def read(self, name: str, shape: Sequence[int]) -> Tensor:
+        """One tensor. Raises ``ValueError`` if it is not there or not of ``shape``."""
         if name not in self._names:
             raise ValueError(f"{self.source}: the checkpoint has no tensor {name}")
         tensor = self._tensors[self._names[name]]
+        if tuple(tensor.shape) != tuple(shape):
+            raise ValueError(f"{self.source}: {name} has shape {tuple(tensor.shape)}; the config says {tuple(shape)}")
         self._read[name] = tensor.numel()
         return tensor.to(self._device, self._dtype)
 

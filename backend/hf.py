@@ -130,9 +130,10 @@ class Adapter(Model):
         positions = _positions(config)
         modules, specs, self._windows = self._look(config.num_hidden_layers)
         self._layer_of = {module: i for i, module in enumerate(modules)}
-        for i, block in enumerate(self._blocks(modules)):
+        body, blocks = self._body(modules)
+        for i, block in enumerate(blocks):
             block.forward = partial(self._block, i, block.forward)
-        model.base_model.register_forward_hook(lambda _module, _args, output: _CALL.get().enter(len(specs), output[0][0]))
+        body.register_forward_hook(lambda _module, _args, output: _CALL.get().enter(len(specs), output[0][0]))
         parameters = sum(p.numel() for p in model.parameters())
         self.info = ModelInfo(name, config.vocab_size, config.hidden_size, positions, parameters, model.dtype,
                               specs[0].device, specs, defaults or Defaults())  # fmt: skip
@@ -268,13 +269,13 @@ class Adapter(Model):
             )
         return modules, specs, windows
 
-    def _blocks(self, modules: list[nn.Module]) -> nn.ModuleList:
-        """The decoder layers, which hold one of ``modules`` each."""
-        for blocks in self._model.modules():
-            fits = isinstance(blocks, nn.ModuleList) and len(blocks) == len(modules)
-            if fits and all(module in block.modules() for block, module in zip(blocks, modules, strict=True)):
-                found: nn.ModuleList = blocks
-                return found
+    def _body(self, modules: list[nn.Module]) -> tuple[nn.Module, nn.ModuleList]:
+        """The module that runs the decoder layers and the final norm; those layers, which hold one of ``modules`` each."""
+        for body in self._model.modules():
+            for blocks in body.children():
+                fits = isinstance(blocks, nn.ModuleList) and len(blocks) == len(modules)
+                if fits and all(module in block.modules() for block, module in zip(blocks, modules, strict=True)):
+                    return body, blocks
         raise self._refusal("its decoder layers are not one list with one attention in each")
 
     def _check(self) -> None:
