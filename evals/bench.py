@@ -13,15 +13,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from omegaconf import DictConfig
-
+from ..backend.decoder import Decoder
 from ..backend.engine import Engine
 from ..backend.model import Model
 from ..nano.problems import problems
 from ..schema import Prompt
 from . import machine
-from .config import build, compose, expand
-from .solve import ask
+from .config import build, compose, compose_each, expand
+from .solve import ask, load
 from .terminal import amount, clean, table
 
 
@@ -56,23 +55,23 @@ class Run:
 def bench(overrides: Sequence[str], *, multirun: bool = False) -> int:
     """Print a table and, as the last line, one JSON object, for each combination of a sweep."""
     runs = expand(overrides) if multirun else [list(overrides)]
-    for run, config in zip(runs, [compose("bench", run) for run in runs], strict=True):
+    plans: list[Bench] = [build(compose("bench", run).bench) for run in runs]
+    configs = [compose_each("bench", "decoder", plan.decoders, run) for plan, run in zip(plans, runs, strict=True)]
+    for run, plan, composed in zip(runs, plans, configs, strict=True):
         if multirun:
             print("── " + (" ".join(run) or "defaults"), flush=True)
-        plan: Bench = build(config.bench)
-        chosen = [override for override in run if override.partition("=")[0] != "decoder"]
-        decoders = {name: compose("bench", [*chosen, f"decoder={name}"]).decoder for name in plan.decoders}
-        model: Model = build(config.model)
-        print(_report(model, plan, measure(model, plan, decoders)), flush=True)
+        decoders = {name: build(config.decoder) for name, config in composed.items()}
+        model = load(composed[plan.decoders[0]])
+        print(_report(model, plan, measure(model, plan, decoders), run), flush=True)
     return 0
 
 
-def measure(model: Model, plan: Bench, decoders: dict[str, DictConfig]) -> dict[tuple[str, int], list[Run]]:
+def measure(model: Model, plan: Bench, decoders: dict[str, Decoder]) -> dict[tuple[str, int], list[Run]]:
     """The runs of each (decoder, samples)."""
     prompts = [ask(model, problem.question) for problem in itertools.islice(problems("test"), plan.prompts)]
     longest = max(len(model.text.encode(prompt)) for prompt in prompts) if model.text is not None else 0
     slots = max(plan.samples) * (longest + plan.tokens + 64)
-    engines = {name: Engine(model, build(node), kv_slots=slots) for name, node in decoders.items()}
+    engines = {name: Engine(model, decoder, kv_slots=slots) for name, decoder in decoders.items()}
     runs: dict[tuple[str, int], list[Run]] = {(name, n): [] for n in plan.samples for name in engines}
     for name, n in runs:
         _run(engines[name], prompts[:1], n, min(8, plan.tokens))  # warms up
@@ -95,7 +94,7 @@ def _run(engine: Engine, prompts: Sequence[Prompt], samples: int, tokens: int) -
     return Run(time.perf_counter() - start, made, engine.cost.forwards - forwards)
 
 
-def _report(model: Model, plan: Bench, runs: dict[tuple[str, int], list[Run]]) -> str:
+def _report(model: Model, plan: Bench, runs: dict[tuple[str, int], list[Run]], overrides: Sequence[str]) -> str:
     info = model.info
     about = machine.describe(str(info.device))
     results, shown = [], []
@@ -130,5 +129,5 @@ def _report(model: Model, plan: Bench, runs: dict[tuple[str, int], list[Run]]) -
         table(["decoder", "samples", "tokens/s", "spread", "speed-up", "tokens/forward", "weights read"], shown),
     ]
     model_is = {"model": info.name, "parameters": info.parameters, "dtype": dtype}
-    setup = {"prompts": plan.prompts, "tokens": plan.tokens, "repeats": plan.repeats}
+    setup = {"overrides": list(overrides), "prompts": plan.prompts, "tokens": plan.tokens, "repeats": plan.repeats}
     return "\n".join([*lines, json.dumps({"bench": "decoders", **model_is, **setup, "machine": about, "results": results})])

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from .. import __version__
 from .groups import groups
-from .terminal import waiting
+from .terminal import clean, waiting
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -30,6 +30,10 @@ Better reasoning and faster decoding at inference time, without retraining the m
 """
 
 SOLVE = """\
+values (KEY=VALUE):
+  max_tokens, seed, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,
+  model.device (auto, cpu, cuda), model.dtype (auto, float32, bfloat16), …
+
 examples:
   forethought solve "Ana has 4 boxes with 6 pens in each. She sells 5 pens. How many pens does Ana have now?"
   forethought solve "…" model=nano-draft max_tokens=200
@@ -39,15 +43,22 @@ examples:
   echo "…" | forethought solve - --json"""
 
 BENCH = """\
+values (KEY=VALUE):
+  bench.decoders, bench.samples, bench.prompts, bench.tokens, bench.repeats,
+  model.device (auto, cpu, cuda), model.dtype (auto, float32, bfloat16), …
+
 examples:
   forethought bench
   forethought bench model=org/name model.dtype=bfloat16 bench.samples=[1,64]
   forethought bench 'bench.decoders=[autoregressive]' bench.repeats=5
   forethought bench --multirun model=nano,nano-draft
 
-The last line is one JSON object. Lists are of bench's own; a group takes one option."""
+Greedy, end of text ignored. The last line is one JSON object."""
 
 DEMO = """\
+values (KEY=VALUE):
+  demo.models, demo.levels, demo.problems, max_tokens, seed, sampling.temperature, …
+
 examples:
   forethought demo
   forethought demo demo.problems=200"""
@@ -78,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
         bad_input = isinstance(e, ValueError | TypeError | FileNotFoundError | NotADirectoryError)
-        said = " ".join(str(e).split()) or type(e).__name__
+        said = clean(" ".join(str(e).split())) or type(e).__name__
         print(f"forethought: {said if bad_input else f'{type(e).__name__}: {said}'}", file=sys.stderr)
         return BAD_INPUT if bad_input else FAILED
 
@@ -139,43 +150,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"forethought {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    def command(name: str, what: str, examples: str = "", *, overrides: bool = True, sweeps: bool = False) -> _Parser:
-        epilog = "\n\n".join(part for part in (_overrides_help() if overrides else "", examples) if part)
+    def command(name: str, what: str, epilog: str = "") -> _Parser:
         made: _Parser = commands.add_parser(
             name, help=what, description=what[0].upper() + what[1:] + ".", epilog=epilog, allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         made.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        if sweeps:
-            made.add_argument("-m", "--multirun", action="store_true", help="run every combination of the values listed, a,b,c")
         return made
 
-    solve = command("solve", "ask a model one question: reasoning, answer and bill", SOLVE, sweeps=True)
+    solve = command("solve", "ask a model one question: reasoning, answer, bill", _options("model", "decoder", "sampling") + SOLVE)
     solve.add_argument("question", help="in quotes; - reads it from standard input")
-    solve.add_argument("--json", action="store_true", help="print one JSON object instead")
-    bench = command("bench", "measure tokens per second of each decoder on one model", BENCH, sweeps=True)
-    demo = command("demo", "watch the built-in models solve problems", DEMO)
-    doctor = command("doctor", "show versions, devices, kernels, memory bandwidth", overrides=False)
-    doctor.add_argument("--json", action="store_true", help="print one JSON object instead")
+    bench = command("bench", "measure tokens per second of each decoder on one model", _options("model", "decoder") + BENCH)
+    demo = command("demo", "watch the built-in models solve problems", _options("decoder", "sampling") + DEMO)
+    doctor = command("doctor", "show versions, devices, kernels, memory bandwidth")
     for each in (solve, bench, demo):
         each.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings, in Hydra's syntax")
+    for each in (solve, bench):
+        each.add_argument("-m", "--multirun", action="store_true", help="run every combination of the values listed, a,b,c")
+    for each in (solve, doctor):
+        each.add_argument("--json", action="store_true", help="print one JSON object instead")
     return parser
 
 
-def _overrides_help() -> str:
-    listed = groups()
-    width = max(map(len, listed))
-    lines = [f"  {name:<{width}}  {', '.join(names)}" for name, names in listed.items()]
-    return "\n".join(
-        [
-            "groups (GROUP=OPTION):",
-            *lines,
-            "  model also takes a folder, model=./checkpoint, or a Hub id, model=org/name",
-            "",
-            "values (KEY=VALUE): max_tokens, seed, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,",
-            "  model.device (auto, cpu, cuda), model.dtype (auto, float32, bfloat16), …",
-        ]
-    )
+def _options(*names: str) -> str:
+    """The part of a help text that lists config groups."""
+    known = groups()
+    more = {"model": "; or a folder, model=./checkpoint, or a Hub id, model=org/name"}
+    return "\n".join(["groups (GROUP=OPTION):", *(f"  {name:<9} {', '.join(known[name])}{more.get(name, '')}" for name in names), "\n"])
 
 
 if __name__ == "__main__":

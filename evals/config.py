@@ -63,6 +63,14 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     return [list(combination) for combination in itertools.product(*choices)]
 
 
+def compose_each(name: str, group: str, options: Sequence[str], overrides: Sequence[str]) -> dict[str, DictConfig]:
+    """The config ``name`` once with each of ``options`` of ``group``: lists of components are composed one by one."""
+    for override in overrides:
+        if override.partition("=")[0] == group:
+            raise ValueError(f"{override}: {name} takes a list, {name}.{group}s=[{override.partition('=')[2]}]")
+    return {option: compose(name, [*overrides, f"{group}={option}"]) for option in options}
+
+
 def build(node: DictConfig) -> Any:
     """The component that a config node describes. Errors are the component's own."""
     known = inspect.signature(instantiate).parameters
@@ -136,10 +144,11 @@ def _check_group(parsed: Any) -> None:
 
 def _explain(name: str, overrides: Sequence[str], error: Exception) -> str:
     """What to write instead of an override of a key that does not exist."""
-    for parsed in _parse(overrides):
+    every = _parse(overrides)
+    for parsed in every:
         key = parsed.key_or_group
         if f"'{key}'" in str(error):
-            chosen = [given.input_line for given in _parse(overrides) if given.key_or_group in groups()]
+            chosen = [given.input_line for given in every if given.key_or_group in groups() and given.key_or_group != key]
             config = hydra.compose(name, chosen)
             parent = key.rpartition(".")[0]
             node = OmegaConf.select(config, parent) if parent else config

@@ -18,7 +18,7 @@ from ..backend.engine import Engine
 from ..nano.problems import LEVELS, generate, problems, read_answer
 from ..schema import Completion, Problem
 from . import machine
-from .config import build, compose, options
+from .config import build, compose, compose_each, options
 from .doctor import built_in
 from .intervals import wilson
 from .solve import ask, bill, open_engine
@@ -54,7 +54,7 @@ class Demo:
 def demo(overrides: Sequence[str]) -> int:
     """The exit code: 0, or 130 after Ctrl-C."""
     plan: Demo = build(compose("demo", overrides).demo)
-    configs = [compose("demo", [*overrides, f"model={name}"]) for name in plan.models]
+    configs = list(compose_each("demo", "model", plan.models, overrides).values())
     with open_engine(configs[0]) as engine:
         done = _live(engine, [generate(level, 0, "test") for level in plan.levels], configs[0])
     if not done:

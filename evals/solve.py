@@ -43,8 +43,13 @@ def solve(question: str, overrides: Sequence[str], *, multirun: bool = False, as
 def open_engine(config: DictConfig) -> Engine:
     """The model and decoder of a config, ready; the model last, because it may take long to load."""
     decoder = build(config.decoder)
+    return Engine(load(config), decoder)
+
+
+def load(config: DictConfig) -> Model:
+    """The model of a config."""
     with waiting(f"loading {clean(str(config.model.get('name_or_path')))} …"):
-        return Engine(build(config.model), decoder)
+        return cast("Model", build(config.model))
 
 
 def _answer(engine: Engine, question: str, given: dict[str, Any], as_json: bool) -> Completion:

@@ -46,8 +46,9 @@ sys.exit(main({[*command.split(), "--help"]}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert ("sampling.temperature" in done.stdout) == (command in ("solve", "bench", "demo"))
-    assert ("autoregressive" in done.stdout) == (command in ("solve", "bench", "demo"))
+    options = {"solve": ["autoregressive", "nano-draft", "greedy"], "bench": ["autoregressive", "nano-draft"], "demo": ["greedy"]}
+    for listed in options.get(command, []):
+        assert re.search(rf"^  (model|decoder|sampling) .*\b{listed}\b", done.stdout, re.MULTILINE)
     assert max(map(len, done.stdout.splitlines())) <= 130
 
 
@@ -137,6 +138,10 @@ def test_a_sweep_is_checked_before_it_starts(checkpoint: str, capsys: pytest.Cap
         (["bench", "bench.samples=[0]"], "bench.samples=[0]: whole numbers of at least 1"),
         (["bench", "bench.decoders=autoregressive"], "bench.decoders='autoregressive': a list, [a,b]"),
         (["bench", "bench.decoders=[nope]"], "decoder=nope: no such decoder"),
+        (["bench", "decoder=autoregressive"], "decoder=autoregressive: bench takes a list, bench.decoders=[autoregressive]"),
+        (["bench", "sampling=sample"], "sampling=sample: no such setting; bench has model, decoder, bench"),
+        (["bench", "seed=1"], "seed=1: no such setting; bench has model, decoder, bench"),
+        (["demo", "model=nano"], "model=nano: demo takes a list, demo.models=[nano]"),
         (["demo", "demo.levels=[9]"], "a list of levels from 1 to 8"),
         (["demo", "demo.problems=0"], "demo.problems=0"),
         (["demo", "demo.models=nano"], "demo.models='nano': a list"),

@@ -21,9 +21,13 @@ def test_groups_are_the_folders() -> None:
 @pytest.mark.parametrize("root", sorted(path.stem for path in CONF.glob("*.yaml")))
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes(root: str, group: str, option: str) -> None:
+    if group not in compose(root):
+        assert (root, group) == ("bench", "sampling")  # it measures greedy decoding, and refuses what it would not heed
+        return
     path = ["model.name_or_path=x"] if option == "hf" else []
     config = compose(root, [f"{group}={option}", *path])
-    assert options(config)["seed"] == 0
+    if root != "bench":
+        assert options(config)["seed"] == 0
 
 
 @pytest.mark.parametrize("option", groups()["decoder"])
