@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return made
 
-    solve = command("solve", "ask a model one question: reasoning, answer, bill", _options("model", "decoder", "sampling") + SOLVE)
+    solve = command("solve", "ask a model one question, watch it reason", _options("model", "decoder", "sampling") + SOLVE)
     solve.add_argument("question", help="in quotes; - reads it from standard input")
     bench = command("bench", "measure tokens per second of each decoder on one model", _options("model", "decoder") + BENCH)
     demo = command("demo", "watch the built-in models solve problems", _options("decoder", "sampling") + DEMO)
@@ -176,7 +176,8 @@ def _options(*names: str) -> str:
     """The part of a help text that lists config groups."""
     known = groups()
     more = {"model": "; or a folder, model=./checkpoint, or a Hub id, model=org/name"}
-    return "\n".join(["groups (GROUP=OPTION):", *(f"  {name:<9} {', '.join(known[name])}{more.get(name, '')}" for name in names), "\n"])
+    listed = [f"  {name:<9} {', '.join(known[name])}{more.get(name, '')}" for name in names]
+    return "\n".join(["groups (GROUP=OPTION):", *listed, "\n"])
 
 
 if __name__ == "__main__":
