@@ -163,6 +163,8 @@ class Adapter(Model):
         except Exception as e:  # a model's own code raises what it likes: a KeyError where its attention cannot be replaced
             kind, reason = config.model_type, f"{type(e).__name__}: {e}"
             raise ValueError(f"{name}: transformers cannot load this {kind} with attention of ours ({reason})") from e
+        if config.architectures and type(model).__name__ not in config.architectures:
+            raise ValueError(f"{path}: a {config.architectures[0]}, which has no LM head to read for {type(model).__name__}")
         if found["missing_keys"]:
             raise ValueError(f"{path}: the checkpoint has no tensor {', '.join(sorted(found['missing_keys'])[:4])}")
         model.eval()

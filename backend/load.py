@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..kernels.attention import choose
 from .checkpoint import Checkpoint, read_json
 from .model import Defaults, Model
 from .text import Text
@@ -40,6 +41,7 @@ def load(
 
     Raises ``FileNotFoundError`` for a path, file or Hub id that is not there, ``ValueError`` for one that cannot be used.
     """
+    choose(impl)
     name, path = _find(name_or_path, trust_remote_code)
     config = _config(path, trust_remote_code)
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
@@ -92,7 +94,7 @@ def _config(path: Path, code: bool) -> Any:
         raise FileNotFoundError(f"{path}: no config.json, so not a Hugging Face checkpoint")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=code, local_files_only=True)
-    except (ValueError, TypeError, KeyError, OSError) as e:
+    except Exception as e:  # its validators raise types of their own
         raise ValueError(f"{path}/config.json: transformers cannot read it ({_first_line(e)})") from e
     return config
 
