@@ -49,7 +49,8 @@ class Text:
 class TextStream:
     """Text of a growing token list, piece by piece; pieces joined equal the text of the whole.
 
-    A piece is held back while it may still change: it ends in half a character, or the next token may alter its spacing.
+    A piece is held back while it may still change: it ends in half a character. (Byte fallback, as in Llama 2, turns whole
+    characters to U+FFFD when an invalid byte follows them; what was shown of such is not taken back.)
     """
 
     def __init__(self, text: Text) -> None:
