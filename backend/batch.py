@@ -73,8 +73,7 @@ class TokenBatch:
         hidden: Sequence[int] = (),
         taps: Mapping[int, Tap] | None = None,
     ) -> None:
-        if not rows or not all(len(row.ids) for row in rows):
-            raise ValueError("a row without new tokens")
+        _check(pool, rows)
         self.pool, self.rows, self.embeddings, self.hidden, self.taps = pool, rows, embeddings, tuple(hidden), dict(taps or {})
         self.counts = np.array([len(row.ids) for row in rows])
         self.row_ptr: Ints = np.concatenate(([0], np.cumsum(self.counts)))
@@ -85,11 +84,7 @@ class TokenBatch:
             flat.extend(row.ids)
         self.ids: Ints = np.array(flat, np.int64)
         self.slots = pool.allocate(total)
-        try:
-            self.positions = self._stage()
-        except ValueError:
-            self._unstage()
-            raise
+        self.positions = self._stage()
         self.views = self._views(trees)
         self.wanted = self._wanted()
 
@@ -188,7 +183,19 @@ class TokenBatch:
             if row.context.pending:
                 row.context.rollback()
 
-    def _unstage(self) -> None:
-        for row in self.rows:
-            row.context.pending = 0
-        self.pool.release(self.slots)
+
+def _check(pool: KVPool, rows: Sequence[Row]) -> None:
+    """Refuse what could not be staged whole, before anything is."""
+    if not rows or not all(len(row.ids) for row in rows):
+        raise ValueError("a row without new tokens")
+    if any(row.context.pending for row in rows) or len({id(row.context) for row in rows}) < len(rows):
+        raise ValueError("a context takes new tokens from one row of a call at a time")
+    for row in rows:
+        if row.context.pool is not pool or any(part.context.pool is not pool for part in row.view):
+            raise ValueError("a context of another pool")
+        for name, given in (("positions", row.positions), ("parents", row.parents)):
+            if given is not None and len(given) != len(row.ids):
+                raise ValueError(f"{len(given)} {name} for {len(row.ids)} tokens")
+        for part in row.view:
+            if part.last is not None and np.size(part.last) not in (1, len(row.ids)):
+                raise ValueError(f"a part with {np.size(part.last)} last visible positions for {len(row.ids)} tokens")

@@ -1,0 +1,177 @@
+"""The flat form of a call: what is staged, who sees what, what a commit keeps, and that a bad call leaves no trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from forethought.backend.batch import Part, Row, TokenBatch
+from forethought.backend.kv import Context, KVPool, LayerSpec, PoolFull
+
+
+@pytest.fixture
+def pool() -> KVPool:
+    return KVPool([LayerSpec(1, 2, 2, torch.device("cpu"))], 40, torch.float32)
+
+
+def filled(pool: KVPool, n: int) -> Context:
+    context = pool.new_context()
+    TokenBatch(pool, [Row(context, list(range(n)))]).commit()
+    return context
+
+
+def test_rows_lie_end_to_end(pool: KVPool) -> None:
+    first, second, third = filled(pool, 3), pool.new_context(), filled(pool, 2)
+    batch = TokenBatch(pool, [Row(first, [7]), Row(second, [4, 5, 6]), Row(third, [8, 9], logits=np.array([1]))])
+    assert batch.ids.tolist() == [7, 4, 5, 6, 8, 9]
+    assert batch.positions.tolist() == [3, 0, 1, 2, 2, 3]
+    assert batch.row_ptr.tolist() == [0, 1, 4, 6]
+    assert batch.wanted is not None
+    assert batch.wanted.tolist() == [0, 1, 2, 3, 5]
+    assert (batch.slots == np.concatenate([c.staged[c.size :] for c in (first, second, third)])).all()
+    views = batch.views
+    assert views.slot_ptr.tolist() == [0, 4, 7, 11]
+    assert (views.slots == np.concatenate([c.staged for c in (first, second, third)])).all()
+    assert (views.slot_positions, views.offsets, views.last, views.tree) == (None, None, None, None)
+    views.check(pool.size)
+    ids, positions, slots = batch.tensors(torch.device("cpu"))
+    assert (ids.tolist(), positions.tolist(), slots.tolist()) == (
+        batch.ids.tolist(),
+        batch.positions.tolist(),
+        batch.slots.tolist(),
+    )
+    batch.commit()
+    assert [c.ids for c in (first, second, third)] == [[0, 1, 2, 7], [4, 5, 6], [0, 1, 8, 9]]
+    assert pool.used == 11
+    assert TokenBatch(pool, [Row(first, [1]), Row(second, [2])]).wanted is None
+
+
+def test_single_tokens_take_the_short_way_to_the_same_tables(pool: KVPool) -> None:
+    """A batch of one token a row is built without per-row arrays."""
+    contexts = [filled(pool, n) for n in (3, 1, 5)]
+    short = TokenBatch(pool, [Row(c, [9]) for c in contexts])
+    table = short.positions, np.diff(short.views.slot_ptr), short.row_ptr
+    short.rollback()
+    other = pool.new_context()
+    long = TokenBatch(pool, [*(Row(c, [9]) for c in contexts), Row(other, [1, 2])])
+    assert table[0].tolist() == long.positions[:3].tolist() == [3, 1, 5]
+    assert table[1].tolist() == np.diff(long.views.slot_ptr)[:3].tolist() == [4, 2, 6]
+    assert table[2].tolist() == long.row_ptr[:4].tolist()
+    long.rollback()
+    placed = TokenBatch(pool, [Row(c, [9], positions=np.array([20 + i])) for i, c in enumerate(contexts)])
+    assert placed.positions.tolist() == [20, 21, 22]
+    assert placed.views.stored_positions().tolist() == [0, 1, 2, 20, 0, 21, 0, 1, 2, 3, 4, 22]
+
+
+def test_a_tree(pool: KVPool) -> None:
+    context, neighbour = filled(pool, 4), filled(pool, 1)
+    batch = TokenBatch(pool, [Row(neighbour, [1]), Row(context, [10, 11, 12, 13, 14], parents=[-1, 0, 0, 2, 1])])
+    assert batch.positions.tolist() == [1, 4, 5, 5, 6, 6]
+    assert batch.views.tree is not None
+    assert batch.views.tree.tolist() == [-1, 0b0000, 0b0001, 0b0010, 0b0110, 0b1001]
+    staged = context.staged.copy()
+    batch.commit([None, np.array([0, 2, 3])])
+    assert context.ids == [0, 1, 2, 3, 10, 12, 13]
+    assert context.slots.tolist() == [*staged[:4], staged[4], staged[6], staged[7]]
+    assert context.stored_positions().tolist() == list(range(7))
+    assert context.plain
+    assert pool.used == 7 + 2
+
+
+def test_nothing_need_be_kept(pool: KVPool) -> None:
+    context = filled(pool, 2)
+    batch = TokenBatch(pool, [Row(context, [5, 6])])
+    batch.commit([np.array([], np.int64)])
+    assert (context.ids, context.plain, pool.used) == ([0, 1], True, 2)
+
+
+def test_a_view_of_several_contexts(pool: KVPool) -> None:
+    one, two, own = filled(pool, 3), filled(pool, 2), pool.new_context()
+    rows = [
+        Row(own, [8, 9], view=[Part(one, 4), Part(two, last=0)], positions=np.array([7, 8])),
+        Row(one, [5]),
+    ]
+    batch = TokenBatch(pool, rows)
+    views = batch.views
+    views.check(pool.size)
+    assert views.part_ptr.tolist() == [0, 3, 4]
+    assert np.diff(views.slot_ptr).tolist() == [4, 2, 2, 4], "a part shows what its context stages in this very call"
+    assert views.offsets is not None
+    assert views.offsets.tolist() == [4, 0, 0, 0]
+    assert views.slot_positions is not None
+    assert views.slot_positions.tolist() == [0, 1, 2, 3, 0, 1, 7, 8, 0, 1, 2, 3]
+    everything = np.iinfo(np.int64).max
+    assert views.last is not None
+    assert views.last.tolist() == [everything, 0, 7, everything, 0, 8, 3]
+    batch.commit()
+    assert (own.plain, one.plain) == (False, True)
+
+
+def test_embeddings_spoil_the_rows_they_are_in(pool: KVPool) -> None:
+    contexts = [pool.new_context() for _ in range(3)]
+    batch = TokenBatch(pool, [Row(c, [1, 2]) for c in contexts], embeddings=(torch.tensor([2, 3]), torch.zeros(2, 8)))
+    batch.commit()
+    assert [c.plain for c in contexts] == [True, False, True]
+
+
+def test_rollback_gives_everything_back(pool: KVPool) -> None:
+    context, empty = filled(pool, 3), pool.new_context()
+    batch = TokenBatch(pool, [Row(context, [1, 2], parents=[-1, 0]), Row(empty, [5])])
+    assert pool.used == 6
+    batch.rollback()
+    batch.rollback()
+    assert (pool.used, context.ids, context.pending, len(empty)) == (3, [0, 1, 2], 0, 0)
+    TokenBatch(pool, [Row(context, [7])]).commit()
+    assert context.stored_positions().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda pool, c: [], ValueError, "without new tokens"),
+        (lambda pool, c: [Row(c, [1]), Row(pool.new_context(), [])], ValueError, "without new tokens"),
+        (lambda pool, c: [Row(pool.new_context(), list(range(38)))], PoolFull, "38 slots asked, 37 free"),
+        (lambda pool, c: [Row(pool.new_context(), [1, 2]), Row(c, [1]), Row(c, [2])], ValueError, "one row of a call"),
+        (lambda pool, c: [Row(pool.new_context(), [1]), Row(c, [1]), Row(c, [2])], ValueError, "one row of a call"),
+        (lambda pool, c: [Row(c, [1, 2, 3], parents=[-1, 2, 0])], ValueError, "node 1 has parent 2"),
+        (lambda pool, c: [Row(c, [1, 2, 3], parents=[0, 0, 1])], ValueError, "root"),
+        (lambda pool, c: [Row(c, [1, 2, 3], parents=[-1, 0])], ValueError, "2 parents for 3 tokens"),
+        (
+            lambda pool, c: [Row(pool.new_context(), [9]), Row(c, [1, 2], positions=np.array([3]))],
+            ValueError,
+            "1 positions for 2 tokens",
+        ),
+        (lambda pool, c: [Row(c, [1], positions=np.array([3, 4]))], ValueError, "2 positions for 1 tokens"),
+        (lambda pool, c: [Row(c, [1] * 66, parents=[-1] + [0] * 65)], ValueError, "at most a root and 64"),
+        (
+            lambda pool, c: [Row(c, [1, 2, 3], view=[Part(pool.new_context(), last=np.array([1, 2]))])],
+            ValueError,
+            "2 last visible",
+        ),
+        (lambda pool, c: [Row(c, [1]), Row(foreign(), [1])], ValueError, "another pool"),
+        (lambda pool, c: [Row(c, [1], view=[Part(foreign())])], ValueError, "another pool"),
+    ],
+)
+def test_a_bad_call_leaves_no_trace(build: Any, error: type[Exception], message: str, pool: KVPool) -> None:
+    context = filled(pool, 3)
+    with pytest.raises(error, match=message):
+        TokenBatch(pool, build(pool, context))
+    assert (pool.used, context.pending) == (3, 0)
+    TokenBatch(pool, [Row(context, [1])]).commit()
+    assert (pool.used, context.ids) == (4, [0, 1, 2, 1])
+
+
+def foreign() -> Context:
+    return KVPool([LayerSpec(1, 2, 2, torch.device("cpu"))], 40, torch.float32).new_context()
+
+
+def test_a_call_under_way_is_not_disturbed(pool: KVPool) -> None:
+    context = filled(pool, 3)
+    under_way = TokenBatch(pool, [Row(context, [7, 8])])
+    with pytest.raises(ValueError, match="one row of a call"):
+        TokenBatch(pool, [Row(pool.new_context(), [1]), Row(context, [2])])
+    under_way.commit()
+    assert (context.ids, pool.used) == ([0, 1, 2, 7, 8], 5)
