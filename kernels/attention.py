@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .merge import merge
 from .rotary import Rotary
 from .views import Views
+
+__all__ = ["IMPLEMENTATIONS", "attend", "choose", "merge"]
 
 IMPLEMENTATIONS = ("auto", "torch")
 
@@ -42,14 +45,14 @@ def attend(
 
     q [T, heads, dim] already rotated to its own position; k [slots, kv_heads, dim], v [slots, kv_heads, dim_v] the pool.
     ``scale`` multiplies the scores (YaRN's factor goes here), then ``softcap * tanh(scores / softcap)``.
-    ``window``: how many positions back a query sees, its own included. ``sinks`` [heads]: logits that take weight and give nothing.
+    ``window``: how many positions back a query sees, its own included. ``sinks`` [heads]: logits that take weight, give nothing.
     ``rotary`` turns queries for parts with an offset; without it such parts are refused.
 
     Returns the output [T, heads, dim_v] in q's dtype and, with ``need_lse``, the natural log-sum-exp [T, heads] in float32
     (float64 for float64), sinks included. A query that sees nothing has output 0 and lse -inf (the sink's, with sinks).
     """
     if q.dim() != 3 or k.dim() != 3 or v.dim() != 3:
-        raise ValueError(f"q, k and v are [tokens or slots, heads, dim], not {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+        raise ValueError(f"q, k, v are [tokens or slots, heads, dim], not {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     if q.shape[1] % k.shape[1] or k.shape[:2] != v.shape[:2] or q.shape[2] != k.shape[2]:
         raise ValueError(f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
     if q.shape[0] != views.queries:
@@ -58,22 +61,12 @@ def attend(
         raise ValueError(f"window={window}: at least 1")
     if rotary is None and views.offsets is not None and views.offsets.any():
         raise ValueError("a part has a rotation offset, but this model has no rotary embedding to turn queries by")
+    if sinks is not None and sinks.shape != q.shape[1:2]:
+        raise ValueError(f"sinks {tuple(sinks.shape)} for {q.shape[1]} query heads")
     choose(impl)
     with_lse = need_lse or sinks is not None
     out, lse = reference.attend(q, k, v, views, scale=scale, window=window, softcap=softcap, rotary=rotary, need_lse=with_lse)
     if sinks is not None:
         assert lse is not None
-        total = torch.logaddexp(lse, sinks.to(lse.dtype).expand_as(lse))
-        out = out * (lse - total).exp().unsqueeze(-1).to(out.dtype)
-        lse = total
+        out, lse = merge(out, lse, torch.zeros_like(out), sinks.to(lse.dtype).expand_as(lse))
     return out, lse if need_lse else None
-
-
-def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over the union of two disjoint sets of keys, from the two partial results.
-
-    out [..., dim_v], lse [...] natural log-sum-exp. Exact; a side with lse -inf has weight zero; both -inf give 0 and -inf.
-    """
-    weight = torch.where(lse_b == -torch.inf, 0.0, torch.sigmoid(lse_b - lse_a)).unsqueeze(-1)
-    out = torch.lerp(out_a.to(lse_a.dtype), out_b.to(lse_a.dtype), weight).to(out_a.dtype)
-    return out, torch.logaddexp(lse_a, lse_b)

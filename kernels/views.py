@@ -18,7 +18,7 @@ TREE_LIMIT = 64
 """Tree nodes a row may have beside its root: one 64-bit word of ancestors."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Views:
     """What ``T`` query tokens, in ``R`` rows, see of a pool of KV slots.
 
@@ -54,7 +54,7 @@ class Views:
     """[sum over rows of queries x parts], row by row, query-major: last visible stored position; -1 hides the part."""
     tree: Ints | None = None
     """[T] ancestor bits; None: every row is a chain."""
-    plans: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    plans: dict[Any, Any] = field(default_factory=dict, repr=False)
     """Kernels keep here what they derive from the tables, once for all layers."""
 
     @property
@@ -72,30 +72,28 @@ class Views:
         starts = np.repeat(self.slot_ptr[:-1], np.diff(self.slot_ptr))
         return np.arange(len(self.slots)) - starts
 
-    def last_visible(self) -> Ints:
-        """``last`` with its default filled in."""
-        if self.last is not None:
-            return self.last
-        queries, parts = np.diff(self.query_ptr), np.diff(self.part_ptr)
-        offsets = np.zeros(len(self.slot_ptr) - 1, np.int64) if self.offsets is None else self.offsets
-        if (parts == 1).all():
-            return self.positions - np.repeat(offsets, queries)
-        rows = [
-            (self.positions[self.query_ptr[r] : self.query_ptr[r + 1], None] - offsets[None, self.part_ptr[r] : self.part_ptr[r + 1]])
-            for r in range(self.rows)
-        ]
-        return np.concatenate([row.reshape(-1) for row in rows])
-
     def check(self, pool_size: int) -> None:
         """Raise ``ValueError`` on tables that no kernel could read."""
-        if len(self.slots) and (self.slots.min() < 0 or self.slots.max() >= pool_size):
-            raise ValueError(f"slot {int(self.slots.min())}..{int(self.slots.max())} outside a pool of {pool_size}")
-        if self.query_ptr[-1] != self.queries or self.slot_ptr[-1] != len(self.slots) or self.part_ptr[-1] != len(self.slot_ptr) - 1:
-            raise ValueError("row pointers do not end where the tables end")
+        parts = len(self.slot_ptr) - 1
+        ends = {"query_ptr": self.queries, "part_ptr": parts, "slot_ptr": len(self.slots)}
+        for name, end in ends.items():
+            ptr: Ints = getattr(self, name)
+            if not len(ptr) or ptr[0] != 0 or ptr[-1] != end or (ptr[1:] < ptr[:-1]).any():
+                raise ValueError(f"{name} rises from 0 to {end}; not {ptr.tolist()}")
+        if len(self.part_ptr) - 1 != self.rows:
+            raise ValueError(f"part_ptr is for {len(self.part_ptr) - 1} rows, query_ptr for {self.rows}")
+        cells = int((np.diff(self.query_ptr) * np.diff(self.part_ptr)).sum())
+        for name, size in {"slot_positions": len(self.slots), "offsets": parts, "last": cells, "tree": self.queries}.items():
+            table: Ints | None = getattr(self, name)
+            if table is not None and table.shape != (size,):
+                raise ValueError(f"{name} has shape {table.shape}, not ({size},)")
+        outside = self.slots[(self.slots < 0) | (self.slots >= pool_size)]
+        if len(outside):
+            raise ValueError(f"slot {int(outside[0])} outside a pool of {pool_size}")
         if self.tree is not None:
-            widths = [int(n) for n, t in zip(np.diff(self.query_ptr), self.query_ptr, strict=False) if (self.tree[t : t + n] != -1).any()]
-            if widths and max(widths) > TREE_LIMIT + 1:
-                raise ValueError(f"a tree of {max(widths)} tokens: at most a root and {TREE_LIMIT}")
+            for row, words in enumerate(np.split(self.tree, self.query_ptr[1:-1])):
+                if len(words) > TREE_LIMIT + 1 and (words != -1).any():
+                    raise ValueError(f"row {row}: a tree of {len(words)} tokens: at most a root and {TREE_LIMIT}")
 
 
 def ancestor_bits(parents: npt.ArrayLike) -> Ints:
