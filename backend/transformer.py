@@ -36,19 +36,39 @@ def supports(config: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Linear:
+    """``x @ weight + bias``, weight [in, out]."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def fused(cls, weights: list[Tensor], biases: list[Tensor]) -> Linear:
+        """From checkpoint matrices [out, in] that read the same input."""
+        whole = weights[0] if len(weights) == 1 else torch.cat(weights)
+        # On a CPU float32 products are faster over [in, out] in memory; other types and devices take either.
+        turned = whole.t().contiguous() if whole.dtype == torch.float32 and whole.device.type == "cpu" else whole.t()
+        return cls(turned, torch.cat(biases) if biases else None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
+
+    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
+        """``residual`` plus the product."""
+        out = torch.addmm(residual, x, self.weight)
+        return out if self.bias is None else out + self.bias
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """Weights of one layer, fused where they read the same input."""
 
     attention_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    out: Tensor
-    out_bias: Tensor | None
+    qkv: Linear
+    out: Linear
     mlp_norm: Tensor
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
+    gate_up: Linear
+    down: Linear
     q_norm: Tensor | None
     k_norm: Tensor | None
     window: int | None
@@ -100,22 +120,20 @@ class Transformer(Model):
             "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner),
         }  # fmt: skip
 
-        def weight(*names: str) -> Tensor:
-            tensors = [weights.read(f"layers.{i}.{name}.weight", shapes[name]) for name in names]
-            return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        def weight(name: str) -> Tensor:
+            return weights.read(f"layers.{i}.{name}.weight", shapes[name])
 
-        def bias(there: bool, *names: str) -> Tensor | None:
-            return torch.cat([weights.read(f"layers.{i}.{n}.bias", shapes[n][:1]) for n in names]) if there else None
+        def linear(biased: bool, *names: str) -> Linear:
+            biases = [weights.read(f"layers.{i}.{name}.bias", shapes[name][:1]) for name in names if biased]
+            return Linear.fused([weight(name) for name in names], biases)
 
         biased, mlp_biased = getattr(config, "attention_bias", False), getattr(config, "mlp_bias", False)
         qkv, gate_up = [f"self_attn.{n}_proj" for n in "qkv"], ["mlp.gate_proj", "mlp.up_proj"]
         return Block(
             attention_norm=weight("input_layernorm"),
-            qkv=weight(*qkv), qkv_bias=bias(biased or kind == "qwen2", *qkv),
-            out=weight("self_attn.o_proj"), out_bias=bias(biased, "self_attn.o_proj"),
+            qkv=linear(biased or kind == "qwen2", *qkv), out=linear(biased, "self_attn.o_proj"),
             mlp_norm=weight("post_attention_layernorm"),
-            gate_up=weight(*gate_up), gate_up_bias=bias(mlp_biased, *gate_up),
-            down=weight("mlp.down_proj"), down_bias=bias(mlp_biased, "mlp.down_proj"),
+            gate_up=linear(mlp_biased, *gate_up), down=linear(mlp_biased, "mlp.down_proj"),
             q_norm=weight("self_attn.q_norm") if kind == "qwen3" else None,
             k_norm=weight("self_attn.k_norm") if kind == "qwen3" else None,
             window=_window(config, i),
@@ -137,8 +155,8 @@ class Transformer(Model):
                 batch.taps[i](x)
             if i in batch.hidden:
                 hidden[i] = x if wanted is None else x[wanted]
-            x = x + self._attention(block, x, cos, sin, slots, batch, i)
-            x = x + self._mlp(block, x)
+            x = block.out.onto(x, self._attention(block, x, cos, sin, slots, batch, i))
+            x = block.down.onto(x, self._mlp(block, x))
         if wanted is not None and len(self._blocks) not in batch.taps:
             x = x.index_select(0, wanted)
         x = F.rms_norm(x, x.shape[-1:], self._norm, self.eps)
@@ -150,9 +168,10 @@ class Transformer(Model):
         return Output(None if self._head is None else F.linear(x, self._head), hidden)
 
     def _attention(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, batch: TokenBatch, i: int) -> Tensor:
+        """The attention's output [T, heads * dim], before its projection."""
         x = F.rms_norm(x, x.shape[-1:], block.attention_norm, self.eps)
         turned = self.heads + self.kv_heads
-        qkv = F.linear(x, block.qkv, block.qkv_bias).view(len(slots), turned + self.kv_heads, self.dim)
+        qkv = block.qkv(x).view(len(slots), turned + self.kv_heads, self.dim)
         qk = qkv[:, :turned]
         if block.q_norm is not None and block.k_norm is not None:
             norms = (
@@ -167,12 +186,13 @@ class Transformer(Model):
         rotary = self.info.layers[i].rotary
         out, _ = attend(qk[:, : self.heads], pool.k[i], pool.v[i], batch.views, scale=self.scale, window=block.window,
                         rotary=rotary, impl=self.impl)  # fmt: skip
-        return F.linear(out.reshape(len(slots), -1), block.out, block.out_bias)
+        return out.reshape(len(slots), -1)
 
     def _mlp(self, block: Block, x: Tensor) -> Tensor:
+        """The gated units [T, intermediate], before their projection."""
         x = F.rms_norm(x, x.shape[-1:], block.mlp_norm, self.eps)
-        gate, up = F.linear(x, block.gate_up, block.gate_up_bias).chunk(2, -1)
-        return F.linear(F.silu(gate) * up, block.down, block.down_bias)
+        gate, up = block.gate_up(x).chunk(2, -1)
+        return F.silu(gate) * up
 
     @torch.inference_mode()
     def embed(self, ids: Tensor) -> Tensor:
