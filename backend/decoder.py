@@ -9,15 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
+from ..kernels.views import Ints
+from ..schema import FinishReason
 from .batch import Output
 from .kv import KVPool
 from .request import Request, Row
-
-Outcome = Literal["stop", "length", "cancelled", "error", "preempted"]
 
 
 @dataclass(slots=True)
@@ -54,6 +55,57 @@ class Decision:
     failed: Mapping[int, Exception] = field(default_factory=dict)
     """Row index -> why this row cannot go on; the others do."""
 
+    def split(self, tokens: Sequence[int], vocabulary: int) -> list[Share]:
+        """Each row's share. ``tokens``: how many of each row the call had, root included; 0 for a row that only shares logits.
+
+        Raises ``ValueError`` for a decision that does not fit: nothing may be committed on the word of a broken one.
+        """
+        emitted, logprobs = self.emitted.tolist(), [] if self.logprobs is None else self.logprobs.tolist()
+        ends = _ends(self.emitted_ptr, len(tokens), len(emitted), "emitted")
+        kept = None if self.kept is None else self.kept.cpu().numpy()
+        kept_ends = ends if kept is None else _ends(self.kept_ptr, len(tokens), len(kept), "kept")
+        if logprobs and len(logprobs) != len(emitted):
+            raise ValueError(f"{len(logprobs)} logprobs for {len(emitted)} emitted tokens")
+        for ids in (emitted, *self.pending.values()):
+            if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+                raise ValueError(f"the decoder gave token ids {ids}: the vocabulary has {vocabulary}")
+        shares, start, first = [], 0, 0
+        for i, (end, last) in enumerate(zip(ends, kept_ends, strict=True)):
+            ids = emitted[start:end]
+            pending = self.pending.get(i, ids[-1:])
+            failed = self.failed.get(i)
+            if not pending and failed is None:
+                raise ValueError("a row that emits nothing must be given tokens to feed next")
+            path = None if kept is None or not tokens[i] else kept[first:last]
+            if path is not None and len(path) and (path[0] < 0 or path[-1] >= tokens[i] or (np.diff(path) < 1).any()):
+                raise ValueError(f"kept={path.tolist()}: ascending, of the row's {tokens[i]} tokens")
+            shares.append(Share(ids, logprobs[start:end], pending, self.embeddings.get(i), path, failed))
+            start, first = end, last
+        return shares
+
+
+class Share(NamedTuple):
+    """What a decision says of one row, on the host."""
+
+    ids: list[int]
+    logprobs: list[float]
+    pending: list[int]
+    vector: Tensor | None
+    kept: Ints | None
+    failed: Exception | None
+
+
+def _ends(ptr: Tensor | None, rows: int, items: int, name: str) -> Sequence[int]:
+    """One past each row's last item."""
+    if ptr is None:
+        if items != rows:
+            raise ValueError(f"{name}: {items} tokens for {rows} rows; say in {name}_ptr whose they are")
+        return range(1, rows + 1)
+    found: list[int] = ptr.tolist()
+    if len(found) != rows + 1 or found != sorted(found) or (found[0], found[-1]) != (0, items):
+        raise ValueError(f"{name}_ptr={found}: does not share {items} tokens out to {rows} rows")
+    return found[1:]
+
 
 class Decoder(ABC):
     """How tokens are made. One instance serves one engine; all calls come from its thread."""
@@ -77,7 +129,7 @@ class Decoder(ABC):
         return None
 
     def draft(self, rows: Sequence[Row], budget: int) -> Draft | None:
-        """Proposals for ``rows``, at most ``budget`` tokens in all; None for none."""
+        """Proposals for ``rows``, at most ``budget`` tokens in all; None for none. No deeper than tokens are still to come."""
         return None
 
     @abstractmethod
@@ -92,9 +144,12 @@ class Decoder(ABC):
         return None
 
     def preempt(self, row: Row) -> None:
-        """``row`` loses its KV and will be admitted again."""
+        """``row`` loses its KV and will be admitted again, recomputed from its token ids.
+
+        What is not a function of these (replaced embeddings, slots that stand for several tokens) is the decoder's to restore.
+        """
         return None
 
-    def release(self, row: Row, outcome: Outcome) -> None:
+    def release(self, row: Row, outcome: FinishReason) -> None:
         """``row`` is over; give back what belongs to it."""
         return None

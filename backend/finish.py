@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from ..schema import Completion, Cost
-from .request import Piece, Sample
+from .request import Piece, Request, Sample
 from .text import Text, TextStream
 
 
@@ -17,33 +17,34 @@ def advance(sample: Sample, ids: Sequence[int]) -> int:
         output.append(token)
         if token in request.stop_ids:
             sample.finish, sample.stop_reason = "stop", token
-        elif sample.stream is not None:
-            _read(sample, token)
-        if sample.finish is None and len(output) >= request.max_tokens:
+        elif len(output) >= request.max_tokens:
             sample.finish = "length"
+        if sample.stream is not None:
+            _read(sample, sample.stream, token)
         if sample.finish is not None:
             del sample.rows[0].logprobs[len(output) :]
             return used
     return len(ids)
 
 
-def _read(sample: Sample, token: int) -> None:
-    """Decode one more token and look for stop strings where it may have completed one."""
-    assert sample.stream is not None
-    longest = max(map(len, sample.request.stop_strings), default=0)
-    start = max(0, len(sample.text) - longest)
-    sample.text += sample.stream.push([token])
-    if len(sample.rows[0].output) >= sample.request.min_tokens:
-        found = [(at, stop) for stop in sample.request.stop_strings if (at := sample.text.find(stop, start)) >= 0]
-        if found:
-            sample.finish = "stop"
-            sample.stop_at, sample.stop_reason = min(found)
+def _read(sample: Sample, stream: TextStream, token: int) -> None:
+    """Decode one more token and look for stop strings that it completes."""
+    read = len(sample.text)
+    if sample.stop_reason is None:
+        sample.text += stream.push([token])
+    if sample.finish is not None:
+        sample.text += stream.flush()
+    if len(sample.rows[0].output) < sample.request.min_tokens:
+        return
+    starts = [(sample.text.find(stop, max(0, read - len(stop) + 1)), stop) for stop in sample.request.stop_strings]
+    if found := [start for start in starts if start[0] >= 0]:
+        sample.finish = "stop"
+        sample.stop_at, sample.stop_reason = min(found)
 
 
-def open_stream(sample: Sample, text: Text | None) -> None:
-    """Start decoding as tokens come, for samples that are watched or stop at strings."""
-    if text is not None and (sample.request.sink is not None or sample.request.stop_strings):
-        sample.stream = TextStream(text)
+def open_stream(request: Request, text: Text | None) -> TextStream | None:
+    """A decoder of tokens as they come, for a sample that is watched or stops at strings."""
+    return TextStream(text) if text is not None and (request.sink is not None or request.stop_strings) else None
 
 
 def show(sample: Sample, completion: Completion | None = None) -> Piece:
@@ -65,7 +66,7 @@ def complete(sample: Sample, text: Text | None, slot_bytes: int, error: Exceptio
     cost = Cost(
         prompt=sample.prompt_computed, cached=sample.prompt_cached, kept=len(output), drafted=sample.drafted,
         accepted=sample.accepted, discarded=sample.discarded, injected=sample.injected, forwards=sample.forwards,
-        critical=sample.forwards, peak_kv_bytes=max(0, sample.peak_slots - sample.shared_slots) * slot_bytes,
+        critical=sample.forwards, peak_kv_bytes=sample.peak_slots * slot_bytes,
         seconds=time.perf_counter() - request.born,
     )  # fmt: skip
     return Completion(

@@ -40,8 +40,8 @@ class Score:
 class Generator(ABC):
     """Writes and scores text. The sync doors work in scripts and inside a running event loop, which they block.
 
-    Options of ``generate``, ``stream`` and their awaited twins: ``n`` samples a prompt; ``max_tokens`` (default: the
-    checkpoint's, else all the room there is); ``min_tokens``; ``stop``: strings and token ids, beside the checkpoint's own end tokens unless
+    Options of ``generate``, ``stream`` and their awaited twins: ``n`` samples a prompt; ``max_tokens`` (default: the model's own,
+    else all the room there is); ``min_tokens``; ``stop``: strings and token ids, beside the checkpoint's own end tokens unless
     ``ignore_eos``; ``include_stop`` leaves the stop in the text; ``logprobs``: "raw" (of the model) or "processed" (of what was
     sampled from); ``seed``: None draws one, and the completion records it; and the fields of :class:`Sampling`.
     """

@@ -30,10 +30,11 @@ class Loop:
     @classmethod
     def of(cls, device: torch.device) -> Loop:
         """The loop of ``device``, started on first use."""
+        name = f"{device.type}:{device.index or 0}"
         with cls._lock:
-            if str(device) not in cls._all:
-                cls._all[str(device)] = cls(str(device))
-            return cls._all[str(device)]
+            if name not in cls._all:
+                cls._all[name] = cls(name)
+            return cls._all[name]
 
     @property
     def here(self) -> bool:

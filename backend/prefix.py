@@ -80,6 +80,21 @@ class PrefixTree:
                 parent = self._unlink(leaf)
                 if not parent.children and parent is not self._root:
                     heapq.heappush(heap, (parent.used, next(order), parent))
+        return freed if freed >= need or not self.pool.cached else freed + self._forget_pinned()
+
+    def _forget_pinned(self) -> int:
+        """Free idle slots that stand in front of used ones: of a prefix known twice over, whose other copy is in use.
+
+        What is behind them can no longer be found, and is freed when its users let go.
+        """
+        freed, stack = 0, list(self._root.children.values())
+        while stack:
+            node = stack.pop()
+            if self.pool.idle_mask(node.slots).any():
+                self._unlink(node)
+                freed += sum(self.pool.drop(below.slots) for below in self._nodes(node))
+            else:
+                stack.extend(node.children.values())
         return freed
 
     def clear(self) -> None:
@@ -121,8 +136,9 @@ class PrefixTree:
         parent.children = {first: child for first, child in parent.children.items() if child is not leaf}
         return parent
 
-    def _nodes(self) -> list[_Node]:
-        found, stack = [], list(self._root.children.values())
+    def _nodes(self, top: _Node | None = None) -> list[_Node]:
+        """``top`` and everything below it; None: everything."""
+        found, stack = [], list(self._root.children.values()) if top is None else [top]
         while stack:
             node = stack.pop()
             found.append(node)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import secrets
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -45,18 +44,25 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        def demand(ok: bool, name: str, what: str) -> None:
-            if not ok:
-                raise ValueError(f"{name}={getattr(self, name)!r}: {what}")
+        def demand(name: str, ok: Callable[[Any], bool], what: str) -> None:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name}={value!r}: a number, not {type(value).__name__}")
+            if not ok(value):
+                raise ValueError(f"{name}={value!r}: {what}")
 
-        demand(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or a positive number")
-        demand(self.top_k >= 0, "top_k", "0 (off) or a positive whole number")
-        demand(0 < self.top_p <= 1, "top_p", "above 0, at most 1 (off)")
-        demand(0 <= self.min_p <= 1, "min_p", "from 0 (off) to 1")
-        demand(0 < self.repetition_penalty < math.inf, "repetition_penalty", "a positive number; 1 is off")
-        demand(math.isfinite(self.presence_penalty), "presence_penalty", "a finite number")
-        demand(math.isfinite(self.frequency_penalty), "frequency_penalty", "a finite number")
-        demand(all(not math.isnan(v) and v != math.inf for v in self.logit_bias.values()), "logit_bias", "finite or -inf")
+        demand("temperature", lambda x: x == 0 or 1e-6 <= x < math.inf, "0 (greedy) or a number from 1e-6")
+        demand("top_k", lambda x: x >= 0 and isinstance(x, int), "0 (off) or a positive whole number")
+        demand("top_p", lambda x: 0 < x <= 1, "above 0, at most 1 (off)")
+        demand("min_p", lambda x: 0 <= x <= 1, "from 0 (off) to 1")
+        demand("repetition_penalty", lambda x: 0 < x < math.inf, "a positive number; 1 is off")
+        demand("presence_penalty", math.isfinite, "a finite number")
+        demand("frequency_penalty", math.isfinite, "a finite number")
+        if not isinstance(self.logit_bias, Mapping):
+            raise TypeError(f"logit_bias={self.logit_bias!r}: a mapping of token ids to numbers")
+        for token, bias in self.logit_bias.items():
+            if math.isnan(bias) or bias == math.inf:
+                raise ValueError(f"logit_bias: {bias} for token {token}: finite or -inf")
 
     @property
     def edits_logits(self) -> bool:
@@ -104,12 +110,14 @@ class Request:
     leader: Sample | None = None
     """The sample that is prefilling the prompt for all."""
     failure: Exception | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
     born: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValueError("an empty prompt: there is nothing to continue (give at least one token, such as BOS)")
+        for name in ("n", "max_tokens", "min_tokens", "seed"):
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int):
+                raise TypeError(f"{name}={value!r}: a whole number, not {type(value).__name__}")
         if self.n < 1:
             raise ValueError(f"n={self.n}: at least 1")
         if self.max_tokens < 1:
@@ -120,9 +128,18 @@ class Request:
             raise ValueError(f"logprobs={self.logprobs!r}: None, 'raw' (of the model) or 'processed' (what was sampled from)")
 
 
-def split_stops(stop: Stop | Sequence[Stop] | None) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Token ids and strings of a ``stop`` argument. ``TypeError`` for anything else, ``ValueError`` for an empty string."""
-    items: Sequence[Any] = () if stop is None else [stop] if isinstance(stop, int | str) else stop
+def check_ids(ids: Iterable[int], vocabulary: int, what: str) -> None:
+    """Refuse, with the value in the message, what is no token id of the model."""
+    for i in ids:
+        if isinstance(i, bool) or not isinstance(i, int):
+            raise TypeError(f"{what}: {i!r} is no token id, but {type(i).__name__}")
+        if not 0 <= i < vocabulary:
+            raise ValueError(f"{what}: token id {i} outside a vocabulary of {vocabulary}")
+
+
+def split_stops(stop: Stop | Iterable[Stop] | None) -> tuple[frozenset[int], tuple[str, ...]]:
+    """Token ids and strings of a ``stop`` argument. Raises ``TypeError`` for anything else, ``ValueError`` for an empty one."""
+    items: Sequence[Any] = () if stop is None else list(stop) if isinstance(stop, list | tuple | set | frozenset) else [stop]
     for item in items:
         if not isinstance(item, int | str) or isinstance(item, bool):
             raise TypeError(f"stop={item!r}: a stop is a string or a token id, not {type(item).__name__}")
@@ -148,7 +165,9 @@ class Row:
     prompt: list[int]
     context: Context
     pending: list[int]
-    """Tokens whose KV is not there yet, next in line; the last one's logits decide."""
+    """Tokens whose KV is not there yet, next in line; the last one's logits decide. With ``context.ids``: the whole line."""
+    computed: int = 0
+    """How much of the line was ever computed or found: computing it again is waste."""
     output: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     view: Sequence[Part] = ()
@@ -165,12 +184,11 @@ class Sample:
 
     request: Request
     index: int
-    order: int
+    stream: TextStream | None = None
+    """Decodes as tokens come, for samples that are watched or stop at strings."""
+    order: int = 0
     """Age: lower is older."""
     rows: list[Row] = field(default_factory=list)
-    ran: bool = False
-    """Whether it was admitted before: what is computed from now on was computed once already."""
-    stream: TextStream | None = None
     text: str = ""
     """What ``stream`` has completed so far."""
     shown: int = 0
@@ -178,14 +196,21 @@ class Sample:
     shown_ids: int = 0
     prompt_computed: int = 0
     prompt_cached: int = 0
-    shared_slots: int = 0
     drafted: int = 0
     accepted: int = 0
     discarded: int = 0
     injected: int = 0
     forwards: int = 0
+    shared_slots: int = 0
+    """Slots it found or was given, computed by somebody else."""
     peak_slots: int = 0
+    """The most slots it held beside these."""
     stop_reason: Stop | None = None
     stop_at: int = 0
     """Where in ``text`` the stop string begins."""
     finish: FinishReason | None = None
+
+    def note_peak(self) -> None:
+        """To be called before its slots are given back."""
+        self.peak_slots = max(self.peak_slots, sum(row.context.size for row in self.rows) - self.shared_slots)
+        self.shared_slots = 0

@@ -6,15 +6,13 @@ youngest sample is preempted, to be recomputed later; the oldest is never preemp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .decoder import Decoder
-from .finish import open_stream
 from .kv import KVPool
 from .prefix import PrefixTree, common
-from .request import Request, Row, Sample
-from .text import Text
+from .request import Row, Sample
 
 MIN_SHARED = 16
 """Waiting for somebody else's prefill pays from so many shared prompt tokens."""
@@ -30,14 +28,17 @@ class Chunk(NamedTuple):
 
 
 class Scheduler:
-    """Waiting and running samples of one engine, each list oldest first."""
+    """Waiting and running samples of one engine, each list oldest first.
 
-    def __init__(self, pool: KVPool, tree: PrefixTree, decoder: Decoder, text: Text | None, max_rows: int) -> None:
-        self.pool, self.tree, self.decoder, self.text, self.max_rows = pool, tree, decoder, text, max_rows
+    ``fail`` ends a sample on which the decoder raised here, so that the fault reaches no other.
+    """
+
+    def __init__(
+        self, pool: KVPool, tree: PrefixTree, decoder: Decoder, max_rows: int, fail: Callable[[Sample, Exception], None]
+    ) -> None:
+        self.pool, self.tree, self.decoder, self.max_rows, self.fail = pool, tree, decoder, max_rows, fail
         self.waiting: list[Sample] = []
         self.running: list[Sample] = []
-        self.faults: list[tuple[Sample, Exception]] = []
-        """Samples on which the decoder raised outside a step; the engine ends them."""
         self._order = 0
 
     @property
@@ -45,13 +46,10 @@ class Scheduler:
         """Slots that can be had without preempting anybody."""
         return self.pool.free + self.pool.cached
 
-    def add(self, request: Request) -> None:
-        """Queue all samples of ``request``."""
-        for index in range(request.n):
-            sample = Sample(request, index, self._order)
-            open_stream(sample, self.text)
-            self.waiting.append(sample)
-            self._order += 1
+    def add(self, sample: Sample) -> None:
+        """Queue ``sample``, as the youngest."""
+        sample.order, self._order = self._order, self._order + 1
+        self.waiting.append(sample)
 
     def admit(self, prefill_budget: int) -> None:
         """Start waiting samples, oldest first, while their prompts fit and no more prefill is queued than one call takes."""
@@ -69,8 +67,8 @@ class Scheduler:
                 continue
             try:
                 started = self._start(sample, rows)
-            except Exception as e:  # the decoder's own; it must not reach the others
-                self.faults.append((sample, e))
+            except Exception as e:
+                self.fail(sample, e)
                 continue
             if not started:
                 held_back.extend(self.waiting[at:])
@@ -90,26 +88,22 @@ class Scheduler:
         """Open the sample's rows on cached KV where there is some; False, running nothing, when its prompt does not fit now."""
         if not sample.rows:
             sample.rows = self.decoder.open(sample.request, sample.index, self.pool)
-        texts = [row.prompt + row.output for row in sample.rows]
-        matches = [self.tree.match([] if row.view else ids[:-1]) for row, ids in zip(sample.rows, texts, strict=True)]
-        new = sum(len(ids) - len(found) for ids, found in zip(texts, matches, strict=True))
+        matches = [self.tree.match([] if row.view else row.pending[:-1]) for row in sample.rows]
+        new = sum(len(row.pending) - len(found) for row, found in zip(sample.rows, matches, strict=True))
         idle = sum(int(self.pool.idle_mask(found).sum()) for found in matches)
         if self.running and new + rows > self.room - idle:
             return False
-        for row, ids, found in zip(sample.rows, texts, matches, strict=True):
-            row.context.adopt(ids[: len(found)], found)
-            row.pending = ids[len(found) :]
+        if all(len(row.pending) == len(row.prompt) for row in sample.rows):
+            sample.request.leader = sample
+        for row, found in zip(sample.rows, matches, strict=True):
+            row.context.adopt(row.pending[: len(found)], found)
+            row.pending = row.pending[len(found) :]
             sample.shared_slots += len(found)
-            if sample.ran:
-                sample.discarded += len(row.pending) - 1
-            else:
+            if not row.computed:
                 sample.prompt_cached += len(found)
-                sample.prompt_computed += len(row.pending)
+            row.computed = max(row.computed, len(found))
             self.decoder.admit(row)
         self.running.append(sample)
-        if not sample.ran:
-            sample.request.leader = sample
-        sample.ran = True
         return True
 
     def join(self, leader: Sample) -> list[Sample]:
@@ -117,36 +111,32 @@ class Scheduler:
         leader.request.leader = None
         room = min(self.room - self._growth(), self.max_rows - sum(len(s.rows) for s in self.running))
         siblings: list[Sample] = []
-        for sample in self.waiting:
-            if sample.request is not leader.request or sample.rows:
-                continue
-            rows = self.decoder.open(sample.request, sample.index, self.pool)
-            alike = len(rows) == len(leader.rows) and all(a.prompt == b.prompt for a, b in zip(rows, leader.rows, strict=True))
-            if not alike or len(rows) > room:
+        for sample in [s for s in self.waiting if s.request is leader.request and not s.rows]:
+            if len(leader.rows) > room:
                 break
-            room -= len(rows)
-            sample.rows, sample.ran = rows, True
+            try:
+                sample.rows = self.decoder.open(sample.request, sample.index, self.pool)
+                if not _alike(sample.rows, leader.rows):
+                    continue
+                for row in sample.rows:
+                    self.decoder.admit(row)
+            except Exception as e:
+                self.fail(sample, e)
+                continue
+            room -= len(sample.rows)
             siblings.append(sample)
-            for row in rows:
-                self.decoder.admit(row)
         if siblings:
-            self.waiting = [s for s in self.waiting if not s.rows or s not in siblings]
+            self.waiting = [s for s in self.waiting if s not in siblings]
             self.running = sorted(self.running + siblings, key=_age)
         return siblings
 
-    def unjoin(self, siblings: Sequence[Sample]) -> None:
-        """Undo :meth:`join`: the siblings wait again, and will compute or find their prompt by themselves."""
-        for sample in siblings:
-            self.leave(sample)
-            sample.rows, sample.ran = [], False
-        self.waiting = sorted([*self.waiting, *siblings], key=_age)
-
     @staticmethod
     def fork(leader: Sample, sibling: Sample) -> None:
-        """Give ``sibling`` the KV of the prompt that ``leader`` computed."""
+        """Give ``sibling`` the KV of the prompt that ``leader`` computed, without what ``leader`` may have drafted behind it."""
         for mine, row in zip(leader.rows, sibling.rows, strict=True):
             row.context = mine.context.fork()
-            sibling.prompt_cached += len(row.prompt)
+            row.context.truncate(len(row.prompt))
+            sibling.prompt_cached += row.context.size
             sibling.shared_slots += row.context.size
 
     def make_room(self) -> None:
@@ -161,16 +151,21 @@ class Scheduler:
 
     def preempt(self, sample: Sample) -> None:
         """Take a sample's KV away; it waits in front of all younger ones and will be computed again."""
+        fault: Exception | None = None
+        sample.note_peak()
+        self.remember(sample)
         for row in sample.rows:
             try:
                 self.decoder.preempt(row)
             except Exception as e:
-                self.faults.append((sample, e))
-            self.remember(row)
+                fault = e
+            row.computed = max(row.computed, row.context.size)
+            row.pending = row.context.ids + row.pending
             row.context.release()
         self.leave(sample)
-        sample.shared_slots = 0
         self.waiting = sorted([*self.waiting, sample], key=_age)
+        if fault is not None:
+            self.fail(sample, fault)
 
     def leave(self, sample: Sample) -> None:
         """Take ``sample`` off every list."""
@@ -179,10 +174,13 @@ class Scheduler:
         if sample.request.leader is sample:
             sample.request.leader = None
 
-    def remember(self, row: Row) -> None:
-        """Leave a row's KV to the prefix tree, if it is a function of its ids."""
-        if row.context.plain and row.context.size and not row.view:
-            self.tree.insert(row.context.ids, row.context.slots)
+    def remember(self, sample: Sample) -> None:
+        """Leave a sample's KV to the prefix tree, where it is a function of its ids and its logits have been looked at."""
+        if _feed(sample):
+            return
+        for row in sample.rows:
+            if row.context.plain and row.context.size and not row.view:
+                self.tree.insert(row.context.ids, row.context.slots)
 
     def reserve(self, slots: int) -> bool:
         """Evict until ``slots`` are free; whether they are."""
@@ -219,6 +217,11 @@ def _feed(sample: Sample) -> int:
         return n if n > 1 else 0
     total = sum(len(row.pending) for row in rows)
     return total if total > len(rows) else 0
+
+
+def _alike(rows: Sequence[Row], others: Sequence[Row]) -> bool:
+    """Whether rows have the same prompts and see nothing but them, so that they may share its KV."""
+    return len(rows) == len(others) and all(a.prompt == b.prompt and not a.view for a, b in zip(rows, others, strict=True))
 
 
 def _age(sample: Sample) -> int:

@@ -1,137 +1,157 @@
 """Log-probabilities of given text: a prompt computed once, its continuations behind forks of it.
 
-Runs on the engine's thread between two steps, in calls no larger than a prefill chunk. Exact.
+Runs on the engine's thread between two steps, in calls of at most a prefill chunk that many short continuations share. Exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..schema import Cost
 from .batch import Row, TokenBatch
 from .generator import Score
 from .kv import Context, PoolFull
+from .request import check_ids
+from .runner import Runner
 
-if TYPE_CHECKING:
-    from .engine import Engine
 
-
-def score_continuations(engine: Engine, prompt: list[int], continuations: Sequence[str | Sequence[int]]) -> list[Score]:
-    """A score per continuation. Raises ``ValueError`` for empty input or what can never fit."""
-    if isinstance(continuations, str):
-        raise TypeError("continuations are a list, not one text")
-    texts = [_tokens(engine, continuation) for continuation in continuations]
-    longest = len(prompt) + max(map(len, texts), default=0)
-    _check(engine, prompt, longest)
+def score_continuations(runner: Runner, prompt: list[int], continuations: Sequence[str | Sequence[int]]) -> list[Score]:
+    """A score per continuation. Raises ``ValueError`` for empty input or what can never fit, ``FloatingPointError`` for NaN."""
+    if isinstance(continuations, str) or not isinstance(continuations, Sequence):
+        raise TypeError(f"continuations={continuations!r}: a list of texts or of lists of token ids")
+    texts = [_tokens(runner, continuation) for continuation in continuations]
+    if not texts:
+        return []
+    _check(runner, prompt, len(prompt) + max(map(len, texts)))
     scores: list[Score] = []
-    with _Prompt(engine, prompt) as base:
-        for text in texts:
-            branch = base.context.fork()
-            try:
-                logprobs, forwards = base.feed(branch, [prompt[-1], *text[:-1]], text)
-            finally:
-                branch.release()
-            cost = Cost(probe=len(text), forwards=forwards, critical=forwards)
-            scores.append(Score(text, logprobs, cost if scores else cost + base.cost))
+    with _prompt(runner, prompt) as (base, cost):
+        logprobs: list[list[float]] = [[] for _ in texts]
+        calls = [0] * len(texts)
+        for i, start, logits in _branches(runner, base, [[prompt[-1], *text[:-1]] for text in texts]):
+            aims = torch.tensor(texts[i][start : start + len(logits)], device=logits.device)
+            logprobs[i] += _finite(logits.float().log_softmax(-1).gather(1, aims[:, None])[:, 0].tolist())
+            calls[i] += 1
+        for text, found, forwards in zip(texts, logprobs, calls, strict=True):
+            # The prompt's last token is computed once more with each text, whose own last one need not be.
+            own = Cost(probe=len(text) - (not scores), forwards=forwards, critical=forwards)
+            scores.append(Score(text, found, own if scores else cost + own))
+    for score in scores:
+        runner.charge(score.cost)
     return scores
 
 
-def score_labels(engine: Engine, prompt: list[int], labels: Sequence[str | int]) -> dict[str | int, float]:
-    """Label -> its share of the next token's probability among the labels."""
+def score_labels(runner: Runner, prompt: list[int], labels: Sequence[str | int]) -> dict[str | int, float]:
+    """Label -> its share of the next token's probability among the labels. Raises as :func:`score_continuations`."""
+    if isinstance(labels, str) or not isinstance(labels, Sequence):
+        raise TypeError(f"labels={labels!r}: a list of texts of one token each, or of token ids")
     ids = []
     for label in labels:
-        tokens = [label] if isinstance(label, int) else _tokens(engine, label)
+        tokens = _tokens(runner, [label] if isinstance(label, int) else label)
         if len(tokens) != 1:
             raise ValueError(f"label {label!r} is {len(tokens)} tokens: a label is one")
-        ids.append(tokens[0])
+        ids += tokens
     if len(set(ids)) != len(ids) or not ids:
         raise ValueError(f"labels {list(labels)!r}: at least one, all different tokens")
-    _check(engine, prompt, len(prompt))
-    with _Prompt(engine, prompt) as base:
-        branch = base.context.fork()
-        try:
-            [logits] = base.logits(branch, prompt[-1:])
-        finally:
-            branch.release()
-    shares = logits[-1, torch.tensor(ids, device=logits.device)].float().softmax(0).tolist()
+    _check(runner, prompt, len(prompt))
+    with _prompt(runner, prompt) as (base, cost):
+        [(_, _, logits)] = _branches(runner, base, [prompt[-1:]])
+        shares = _finite(logits[-1, torch.tensor(ids, device=logits.device)].float().softmax(0).tolist())
+    runner.charge(cost + Cost(forwards=1, critical=1))
     return dict(zip(labels, shares, strict=True))
 
 
-def _tokens(engine: Engine, continuation: str | Sequence[int]) -> list[int]:
+def _tokens(runner: Runner, continuation: str | Sequence[int]) -> list[int]:
+    ids: list[int]
+    text = runner.model.text
     if not isinstance(continuation, str):
-        ids = [int(i) for i in continuation]
-    elif engine.model.text is None:
-        raise ValueError(f"{engine.model.info.name} has no tokenizer: give token ids")
+        if not isinstance(continuation, Sequence):
+            raise TypeError(f"{continuation!r}: text or a list of token ids, not {type(continuation).__name__}")
+        ids = [*continuation]
+    elif text is None:
+        raise ValueError(f"{runner.model.info.name} has no tokenizer: give token ids")
     else:
-        ids = engine.model.text.encode_continuation(continuation)
+        ids = text.encode_continuation(continuation)
     if not ids:
         raise ValueError(f"continuation {continuation!r} has no tokens")
+    check_ids(ids, runner.model.info.vocab_size, "continuation")
     return ids
 
 
-def _check(engine: Engine, prompt: list[int], longest: int) -> None:
+def _check(runner: Runner, prompt: list[int], longest: int) -> None:
     if not prompt:
         raise ValueError("an empty prompt: nothing comes before the first token (give at least one, such as BOS)")
-    if longest > min(engine.model.info.max_positions, engine.pool.size):
-        raise ValueError(
-            f"{longest} tokens to score: {engine.model.info.max_positions} positions, a pool of {engine.pool.size} slots"
-        )
+    positions = runner.model.info.max_positions
+    if longest > min(positions, runner.pool.size):
+        raise ValueError(f"{longest} tokens to score: the model has {positions} positions, the pool {runner.pool.size} slots")
 
 
-class _Prompt:
-    """A prompt's KV but for its last token, found in the prefix tree or computed, and left to it afterwards."""
+def _finite(numbers: list[float]) -> list[float]:
+    if any(x != x for x in numbers):
+        raise FloatingPointError("the model's logits are NaN")
+    return numbers
 
-    def __init__(self, engine: Engine, ids: list[int]) -> None:
-        self.engine, self.ids = engine, ids
-        self.context = engine.pool.new_context()
-        self.cost = Cost()
 
-    def __enter__(self) -> _Prompt:
-        found = self.engine.tree.match(self.ids[:-1])
-        self.context.adopt(self.ids[: len(found)], found)
-        rest = self.ids[len(found) : -1]
+@contextmanager
+def _prompt(runner: Runner, ids: list[int]) -> Iterator[tuple[Context, Cost]]:
+    """The KV of a prompt but for its last token, found in the prefix tree or computed; left to it if all goes well."""
+    context, found = runner.pool.new_context(), runner.tree.match(ids[:-1])
+    context.adopt(ids[: len(found)], found)
+    forwards, step = 0, runner.prefill_tokens
+    try:
+        for start in range(len(found), len(ids) - 1, step):
+            _call(runner, [Row(context, ids[start : min(start + step, len(ids) - 1)], logits=np.empty(0, np.int64))])
+            forwards += 1
+        yield context, Cost(prompt=len(ids) - len(found), cached=len(found), forwards=forwards, critical=forwards)
+        runner.tree.insert(context.ids, context.slots)
+    finally:
+        context.release()
+
+
+def _branches(runner: Runner, base: Context, texts: Sequence[list[int]]) -> Iterator[tuple[int, int, Tensor]]:
+    """Compute ``texts`` behind forks of ``base``; yields (text, first token, logits [n, vocabulary]) of each piece of each."""
+    budget = max(1, min(runner.prefill_tokens, runner.pool.size - base.size))
+    for group in _groups([len(text) for text in texts], budget):
+        forks = [base.fork() for _ in group]
         try:
-            forwards = sum(1 for _ in self.logits(self.context, rest, wanted=False)) if rest else 0
-        except BaseException:
-            self.context.release()
-            raise
-        self.cost = Cost(prompt=len(rest) + 1, cached=len(found), forwards=forwards, critical=forwards)
-        return self
+            longest = max(len(texts[i]) for i in group)
+            for start in range(0, longest, budget):
+                parts = [texts[i][start : start + budget] for i in group]
+                logits = _call(runner, [Row(fork, part) for fork, part in zip(forks, parts, strict=True)])
+                for i, piece in zip(group, logits.split([len(part) for part in parts]), strict=True):
+                    yield i, start, piece
+        finally:
+            for fork in forks:
+                fork.release()
 
-    def __exit__(self, *exc: object) -> None:
-        if self.context.size:
-            self.engine.tree.insert(self.context.ids, self.context.slots)
-        self.context.release()
 
-    def logits(self, context: Context, ids: Sequence[int], wanted: bool = True) -> Iterator[torch.Tensor]:
-        """Compute ``ids`` behind ``context``, chunk by chunk; the logits of each chunk."""
-        step = self.engine.prefill_tokens
-        for start in range(0, len(ids), step):
-            piece = list(ids[start : start + step])
-            if not self.engine.make_free(len(piece)):
-                raise PoolFull(f"{len(piece)} slots needed to score, {self.engine.pool.free} free of {self.engine.pool.size}")
-            row = Row(context, piece, logits=None if wanted else np.empty(0, np.int64))
-            batch = TokenBatch(self.engine.pool, [row])
-            try:
-                output = self.engine.call(batch)
-            except BaseException:
-                batch.rollback()
-                raise
-            batch.commit()
-            if output.logits is None:
-                raise ValueError(f"{self.engine.model.info.name} is a backbone without an LM head: it scores no text")
-            yield output.logits
+def _groups(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Texts that share calls, in order: at most ``budget`` tokens together, or a single longer one."""
+    group: list[int] = []
+    for i, length in enumerate(lengths):
+        if group and sum(lengths[j] for j in group) + length > budget:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
 
-    def feed(self, context: Context, ids: Sequence[int], targets: Sequence[int]) -> tuple[list[float], int]:
-        """Log-probability of each of ``targets`` as the next token after that of ``ids``; and how many calls it took."""
-        found: list[float] = []
-        calls = 0
-        for logits in self.logits(context, ids):
-            aims = torch.tensor(targets[len(found) : len(found) + len(logits)], device=logits.device)
-            found += logits.float().log_softmax(-1).gather(1, aims[:, None])[:, 0].tolist()
-            calls += 1
-        return found, calls
+
+def _call(runner: Runner, rows: list[Row]) -> Tensor:
+    slots = sum(len(row.ids) for row in rows)
+    if not runner.make_free(slots):
+        raise PoolFull(f"{slots} slots needed to score, {runner.pool.free} free of {runner.pool.size}")
+    batch = TokenBatch(runner.pool, rows)
+    try:
+        logits = runner.call(batch).logits
+    except BaseException:
+        batch.rollback()
+        raise
+    batch.commit()
+    if logits is None:
+        raise ValueError(f"{runner.model.info.name} is a backbone without an LM head: it scores no text")
+    return logits

@@ -43,9 +43,9 @@ def _finalise(h: int) -> int:
     return h ^ h >> 33
 
 
-def stream(seed: int, sample: int, lane: int) -> int:
-    """The key of one purpose of one sample; combine it with a position by :func:`keys`."""
-    return mix(seed, sample, lane)
+def stream(seed: int, sample: int, lane: Lane, row: int = 0) -> int:
+    """The key of one purpose of one of a sample's rows; combine it with a position by :func:`keys`."""
+    return mix(seed, sample, lane, row)
 
 
 def keys(streams: np.ndarray, positions: np.ndarray) -> Tensor:

@@ -6,6 +6,7 @@ Processing is a function of (logits, settings, tokens so far), so that drafted p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,10 +55,9 @@ def _edit(
     """Penalties and bias, row by row, in place."""
     for row, s, prompt, output in zip(scores, sampling, prompts, outputs, strict=True):
         if s.repetition_penalty != 1:
-            seen = torch.tensor(sorted({*prompt, *output}), dtype=torch.int64, device=row.device)
-            if len(seen):
-                old = row[seen]
-                row[seen] = torch.where(old < 0, old * s.repetition_penalty, old / s.repetition_penalty)
+            seen = torch.tensor([*prompt, *output], dtype=torch.int64, device=row.device)
+            old = row[seen]
+            row[seen] = torch.where(old < 0, old * s.repetition_penalty, old / s.repetition_penalty)
         if (s.presence_penalty or s.frequency_penalty) and output:
             counts = torch.bincount(torch.tensor(output, device=row.device), minlength=len(row)).to(row.dtype)
             row -= s.frequency_penalty * counts + s.presence_penalty * (counts > 0)
@@ -97,26 +97,31 @@ class Sampler:
         self._rows: list[Row] = []
         self._sampling: list[Sampling] = []
         self._streams = np.empty(0, np.uint64)
-        self._plain = True
-        """Every row greedy with untouched logits."""
+        self._edits = False
+        """Whether some row's logits are not used as they are."""
+        self._greedy = True
+        """Whether every row is greedy."""
         self._vocabulary: Tensor | None = None
 
     def draw(self, rows: Sequence[Row], logits: Tensor) -> Drawn:
         """A token for each of ``rows`` from its ``logits`` [N, vocabulary]. A row of NaN or no finite logit fails alone."""
         self._prepare(rows)
         best, tokens = logits.max(-1)
-        bad = best.isnan() | best.isinf()
-        failed: dict[int, Exception] = {}
-        if bool(bad.any()):
-            for i in bad.nonzero()[:, 0].tolist():
-                failed[i] = FloatingPointError(f"logits of output token {len(rows[i].output)} have maximum {best[i].item()}")
+        failed: dict[int, Exception] = {
+            i: FloatingPointError(f"the largest logit for output token {len(rows[i].output)} is {value}")
+            for i, value in enumerate(best.tolist())
+            if not math.isfinite(value)
+        }
         starved = [row for row in rows if len(row.output) < row.request.min_tokens]
-        if self._plain and not starved:
-            logprobs = self._logprobs(rows, logits, None, tokens)
-            return Drawn(tokens, logprobs, failed)
+        if self._greedy and not self._edits and not starved:
+            return Drawn(tokens, self._logprobs(rows, logits, None, tokens), failed)
         masked = self._mask_stops(rows, logits) if starved else logits
         processed = process(masked, self._sampling, [r.prompt for r in rows], [r.output for r in rows])
-        tokens = (processed + self._noise(rows, logits)).argmax(-1)
+        best, tokens = (processed + self._noise(rows, logits)).max(-1)
+        if starved or self._edits:
+            for i, value in enumerate(best.tolist()):
+                if not math.isfinite(value):
+                    failed.setdefault(i, ValueError(f"output token {len(rows[i].output)}: all tokens are ruled out"))
         return Drawn(tokens, self._logprobs(rows, logits, processed, tokens), failed)
 
     def _prepare(self, rows: Sequence[Row]) -> None:
@@ -124,9 +129,10 @@ class Sampler:
             return
         self._rows = list(rows)
         self._sampling = [row.request.sampling for row in rows]
-        self._plain = all(s.temperature == 0 and not s.edits_logits for s in self._sampling)
-        lanes = [noise.mix(row.request.seed, row.sample, noise.Lane.TARGET) for row in rows]
-        self._streams = np.array(lanes, np.uint64)
+        self._edits = any(s.edits_logits for s in self._sampling)
+        self._greedy = all(s.temperature == 0 for s in self._sampling)
+        streams = [noise.stream(row.request.seed, row.sample, noise.Lane.TARGET, row.lane) for row in rows]
+        self._streams = np.array(streams, np.uint64)
 
     def _noise(self, rows: Sequence[Row], logits: Tensor) -> Tensor:
         if self._vocabulary is None or len(self._vocabulary) != logits.shape[1]:
