@@ -139,13 +139,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def own_code() -> Callable[..., Any]:
-    """own_code(folder) -> the transformers model there, in eager float32."""
+    """own_code(folder, dtype) -> the transformers model there, in eager float32 or ``dtype``, where ``load`` would put it."""
 
     @cache
     def read(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
+        return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     return read
 
@@ -158,12 +159,12 @@ def reference(own_code: Callable[..., Any]) -> Callable[[Path], Reference]:
     def run(folder: Path) -> Reference:
         model, starts = own_code(folder), prompts()
         longest = max(map(len, starts))
-        padded = torch.tensor([[0] * (longest - len(p)) + p for p in starts])
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in starts])
+        padded = torch.tensor([[0] * (longest - len(p)) + p for p in starts], device=model.device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in starts], device=model.device)
         with torch.no_grad():
             out = model.generate(padded, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
             texts = [p + row[longest:].tolist() for p, row in zip(starts, out, strict=True)]
-            logits = [model(torch.tensor([text]), use_cache=False).logits[0] for text in texts]
+            logits = [model(torch.tensor([text], device=model.device), use_cache=False).logits[0] for text in texts]
         for start, text, own in zip(starts, texts, logits, strict=True):
             assert len(text) == len(start) + NEW_TOKENS
             assert own[len(start) - 1 : -1].argmax(-1).tolist() == text[len(start) :], "too chaotic to compare"

@@ -124,7 +124,8 @@ def test_only_asked_logits(lab: SimpleNamespace) -> None:
 @every
 def test_hidden_states_and_taps(lab: SimpleNamespace, kind: str, checkpoint: Any, own_code: Any) -> None:
     with torch.no_grad():
-        expected = own_code(checkpoint(kind))(torch.tensor([TEXT]), output_hidden_states=True).hidden_states
+        ids = torch.tensor([TEXT], device=lab.model.info.device)
+        expected = own_code(checkpoint(kind))(ids, output_hidden_states=True).hidden_states
     seen: dict[int, Tensor] = {}
     written: list[bool] = []
 
@@ -161,7 +162,7 @@ NORMS = {"gpt2": "transformer.ln_f", "opt": "model.decoder.final_layer_norm", "p
 @every
 def test_head_is_norm_and_lm_head(lab: SimpleNamespace, kind: str, checkpoint: Any, own_code: Any) -> None:
     own = own_code(checkpoint(kind))
-    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0)).to(own.device)
     with torch.no_grad():
         expected = own.lm_head(own.get_submodule(NORMS.get(kind, "model.norm"))(x))
     same(lab.model.head(x), expected)
@@ -172,7 +173,7 @@ def test_head_is_norm_and_lm_head(lab: SimpleNamespace, kind: str, checkpoint: A
 def test_embeddings_can_be_replaced(lab: SimpleNamespace) -> None:
     other = [*TEXT[:10], 50, *TEXT[11:20], 60]
     context, neighbour = lab.pool.new_context(), lab.pool.new_context()
-    vectors = lab.model.embed(torch.tensor([50, 60]))
+    vectors = lab.model.embed(torch.tensor([50, 60], device=lab.model.info.device))
     rows = [Row(neighbour, TEXT[:4]), Row(context, TEXT[:21])]
     batch = TokenBatch(lab.pool, rows, embeddings=(torch.tensor([4 + 10, 4 + 20]), vectors))
     logits = lab.model.forward(batch).logits

@@ -37,7 +37,8 @@ def test_dynamic_rotation_beyond_the_original_length(checkpoint: Any, own_code: 
     assert model.info.max_positions == 64
     assert not model.info.rotation
     start = [5, 80, 33]
-    own = own_code(folder).generate(torch.tensor([start]), max_new_tokens=60, do_sample=False, pad_token_id=0)[0].tolist()
+    ids = torch.tensor([start], device=model.info.device)
+    own = own_code(folder).generate(ids, max_new_tokens=60, do_sample=False, pad_token_id=0)[0].tolist()
     texts, logits = decode(model, [start], new_tokens=60)
     assert texts == [own]
     for cut in (1, 40, 62):
@@ -57,7 +58,7 @@ def test_a_backbone_gives_hidden_states_only(kind: str, checkpoint: Any) -> None
     from transformers import AutoModel
 
     folder = checkpoint(kind, headless=True)
-    model = load(folder)
+    model = load(folder, device="cpu")
     pool = model.new_pool(5)
     output = model.forward(TokenBatch(pool, [Row(pool.new_context(), [1, 2, 3, 4, 5], logits=np.array([1, 4]))], hidden=[2]))
     with torch.no_grad():
@@ -74,16 +75,18 @@ def test_precisions(dtype: torch.dtype, checkpoint: Any, own_code: Any, compute:
     """The checkpoint's own precision, another one, and what "auto" makes of it on a CPU."""
     folder = checkpoint("qwen3", dtype=dtype)
     ids = np.random.default_rng(0).integers(1, 97, 40).tolist()
-    exact = own_code(folder, torch.float64)(torch.tensor([ids])).logits[0]
+    text = torch.tensor([ids], device=own_code(folder).device)
+    exact = own_code(folder, torch.float64)(text).logits[0]
     for asked in ("auto", dtype, str(dtype).removeprefix("torch."), torch.float32):
         model = load(folder, dtype=asked)
-        used = torch.float32 if asked == "auto" else dtype if isinstance(asked, str) else asked
+        on_cpu = model.info.device.type == "cpu"
+        used = torch.float32 if asked == "auto" and on_cpu else dtype if isinstance(asked, str) else asked
         assert model.info.dtype == model.new_pool(1).k[0].dtype == used
         error, own_error = (
             (logits.double() - exact).norm()
             for logits in (
                 compute(model, model.new_pool(40).new_context(), ids),
-                own_code(folder, used)(torch.tensor([ids])).logits[0],
+                own_code(folder, used)(text).logits[0],
             )
         )
         assert error < 1.5 * own_error + 1e-6 * exact.norm(), "less precise than transformers"
