@@ -73,8 +73,8 @@ class Recipe:
 
 
 RECIPES = {
-    "nano": Recipe(width=256, layers=4, heads=4, kv_heads=2, mlp=512, steps=2200, rate=3e-3),
-    "nano-draft": Recipe(width=128, layers=2, heads=2, kv_heads=1, mlp=320, steps=1800, rate=4e-3),
+    "nano": Recipe(width=256, layers=4, heads=4, kv_heads=2, mlp=512, steps=1050, rate=3e-3),
+    "nano-draft": Recipe(width=128, layers=2, heads=2, kv_heads=1, mlp=320, steps=1320, rate=4e-3),
 }
 
 
@@ -167,14 +167,17 @@ def train(
 ) -> LlamaForCausalLM:
     """Trains to ``recipe.steps`` (or pauses at ``stop_at``), leaving ``step-N.pt`` in ``out``.
 
-    ``resume`` goes on from the newest of them.
+    ``resume`` goes on from the newest of them; without it, a folder that holds some already is refused (``FileExistsError``).
     """
+    newest = newest_checkpoint(out)
+    if newest and not resume:
+        raise FileExistsError(f"{out} holds checkpoints: resume, or name another folder")
     torch.manual_seed(seed)
     model = build_model(recipe).to(device)
     optimizer = optimizer_for(model, recipe.rate)
     out.mkdir(parents=True, exist_ok=True)
     done = 0
-    if resume and (newest := newest_checkpoint(out)):
+    if newest:
         state = torch.load(newest, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -262,7 +265,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(f"no checkpoint in {out}")
         export(recipe, checkpoint, options.export)
         return
-    model = train(recipe, out, seed=options.seed, device=options.device, resume=options.resume)
+    try:
+        model = train(recipe, out, seed=options.seed, device=options.device, resume=options.resume)
+    except FileExistsError as error:
+        sys.exit(str(error))
     log_accuracy(model, 400, print)
 
 

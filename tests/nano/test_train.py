@@ -62,6 +62,8 @@ def test_resume_ends_at_the_same_weights(tmp_path: Path) -> None:
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert [p.name for p in sorted((tmp_path / "parts").iterdir())] == ["step-000001.pt", "step-000002.pt"]
+    with pytest.raises(FileExistsError, match="resume, or name another folder"):
+        train(TINY, tmp_path / "parts")
 
 
 def test_rate_warms_up_holds_and_decays() -> None:
