@@ -26,16 +26,17 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.attention import attend
-from ..kernels.rotary import Rotary
+from ..kernels.rotary import Rotary, rotate
 from .batch import Output, Row, TokenBatch
 from .checkpoint import Checkpoint
 from .kv import LayerSpec
 from .model import Defaults, Model, ModelInfo
+from .rope import positions
 from .text import Text
 
 NAME, PROBE = "forethought", "forethought_probe"
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""Error that passes for rounding, relative to what is compared; of other types 0.1."""
+"""Error that passes for rounding, relative to what is compared; in half precision more, which each use says."""
 
 
 # ---- the seams ----------------------------------------------------------------------------------------------------
@@ -98,16 +99,16 @@ def _window(mask_function: Callable[..., Tensor], positions: int) -> int:
 
 
 def _positions(config: Any) -> int:
-    """How many positions there are. LongRoPE turns a whole batch by its longest row: it ends where its long factors begin."""
+    """How many positions there are. LongRoPE and dynamic scaling turn a whole batch by its longest row: they end before that."""
     config = config.get_text_config()
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    if positions is None:
+    limit: Any = getattr(config, "max_position_embeddings", None)
+    if limit is None:
         raise ValueError(f"{config.model_type} cannot run on a KV pool: no max_position_embeddings, as for ALiBi or recurrence")
     settings = getattr(config, "rope_parameters", None) or {}
-    for one in (settings, *(nested for nested in settings.values() if isinstance(nested, dict))):
-        if one.get("rope_type") == "longrope":
-            positions = min(positions, one["original_max_position_embeddings"])
-    return positions
+    kinds = [settings, *(nested for nested in settings.values() if isinstance(nested, dict))]
+    if any(one.get("rope_type") == "longrope" for one in kinds):
+        return int(min(limit, *(one.get("original_max_position_embeddings", limit) for one in kinds)))
+    return limit if settings.get("rope_type") == "dynamic" else positions(settings, limit)
 
 
 # ---- the model ----------------------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ class Adapter(Model):
         self._sliced = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._tuples = False
         config = model.config.get_text_config()
-        positions = _positions(config)
+        limit = _positions(config)
         modules, specs, self._windows = self._look(config.num_hidden_layers)
         self._layer_of = {module: i for i, module in enumerate(modules)}
         body, blocks = self._body(modules)
@@ -135,7 +136,7 @@ class Adapter(Model):
             block.forward = partial(self._block, i, block.forward)
         body.register_forward_hook(lambda _module, _args, output: _CALL.get().enter(len(specs), output[0][0]))
         parameters = sum(p.numel() for p in model.parameters())
-        self.info = ModelInfo(name, config.vocab_size, config.hidden_size, positions, parameters, model.dtype,
+        self.info = ModelInfo(name, config.vocab_size, config.hidden_size, limit, parameters, model.dtype,
                               specs[0].device, specs, defaults or Defaults())  # fmt: skip
         model.set_attn_implementation(NAME)
         self._check()
@@ -172,13 +173,19 @@ class Adapter(Model):
             model.to(device)
         else:
             weakref.finalize(model, offload.cleanup)  # the weights on disk live as long as the model
-        return cls(model, name=name, defaults=defaults, text=text, impl=impl)
+        try:
+            return cls(model, name=name, defaults=defaults, text=text, impl=impl)
+        except ValueError:
+            raise
+        except Exception as e:
+            reason = f"{type(e).__name__}: {e}"
+            raise ValueError(f"{name} ({type(model).__name__}) cannot run without a cache of its own ({reason})") from e
 
     @torch.inference_mode()
     def forward(self, batch: TokenBatch) -> Output:
         self.check(batch)
         device, layers, pool = self.info.device, self.info.layers, batch.pool
-        ids, positions, slots = batch.tensors(device)
+        ids, places, slots = batch.tensors(device)
         wanted = None if batch.wanted is None else torch.from_numpy(batch.wanted).to(device)
         hidden: dict[int, Tensor] = {}
 
@@ -201,7 +208,7 @@ class Adapter(Model):
                                sinks=s_aux, rotary=layers[i].rotary, impl=self.impl)  # fmt: skip
             return out.to(q.dtype)
 
-        inputs = {"input_ids": ids[None], "position_ids": positions[None]}
+        inputs = {"input_ids": ids[None], "position_ids": places[None]}
         if batch.embeddings is not None:
             index, vectors = batch.embeddings
             x = self.embed(inputs.pop("input_ids"))
@@ -304,7 +311,7 @@ class Adapter(Model):
     def _rotated(self, specs: Sequence[LayerSpec]) -> list[LayerSpec]:
         """``specs`` with the rotation of each layer's keys, where one of the model's tables proves to explain them.
 
-        One token alone has the same keys at every position but for their rotation.
+        One token alone has the same keys at every position but for their rotation: pair of channels by pair of channels.
         """
         distances = [d for d in (1, 7, 100) if d < self.info.max_positions]
         pool = self.new_pool(len(distances) + 1)
@@ -319,8 +326,10 @@ class Adapter(Model):
             for kind in kinds:
                 rotary = replace(kind, frequencies=kind.frequencies.to(spec.device))
                 if rotary.width <= spec.dim:
+                    quarter = torch.ones_like(rotary.frequencies)
+                    length = torch.hypot(keys[:1], rotate(keys[:1], 0 * quarter, quarter, rotary.interleaved))
                     error = rotary.rotate(keys[:1].expand_as(keys[1:]), moved) - keys[1:]
-                    if error.norm() < TOLERANCE.get(self.info.dtype, 0.1) * keys[1:].norm():
+                    if (error.abs() <= TOLERANCE.get(self.info.dtype, 0.05) * length.clamp_min(length.median())).all():
                         return rotary
             return None
 

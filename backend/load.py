@@ -48,7 +48,8 @@ def load(
     kind = _dtype(dtype, config, path, where)
     text = _text(path, trust_remote_code)
     defaults = _defaults(path, config, text)
-    if device_map is None and not trust_remote_code and supports(config):
+    foreign = trust_remote_code and getattr(config, "auto_map", None)
+    if device_map is None and not foreign and supports(config):
         return Transformer(config, Checkpoint.open(path), name=name, device=where, dtype=kind, defaults=defaults, text=text,
                            impl=impl)  # fmt: skip
     from .hf import Adapter

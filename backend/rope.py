@@ -25,23 +25,31 @@ def rope(config: Any, dim: int) -> tuple[Tensor, float, int]:
         raise ValueError(f"rope_type={kind!r}: one of {', '.join(KINDS)}; other kinds run through the adapter")
     if settings.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"partial_rotary_factor={settings['partial_rotary_factor']}: this block rotates whole heads")
-    limit = config.max_position_embeddings
+    limit = positions(settings, config.max_position_embeddings)
     plain = 1.0 / settings["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim)
     if kind in ("default", "dynamic"):
-        return plain, 1.0, int(limit * settings["factor"]) if kind == "dynamic" else limit
+        return plain, 1.0, limit
     frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
     return frequencies, float(factor), limit
 
 
-def angles(config: Any, frequencies: Tensor, positions: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, each [positions, dim / 2] float32."""
+def positions(settings: dict[str, Any], limit: int) -> int:
+    """How many positions a scaling makes of a config's ``max_position_embeddings``, which seldom says so itself."""
+    kind, factor = settings.get("rope_type", "default"), settings.get("factor") or 1.0
+    if kind == "yarn":
+        return max(limit, int(settings.get("original_max_position_embeddings", limit) * factor))
+    return int(limit * factor) if kind in ("linear", "dynamic") else limit
+
+
+def angles(config: Any, frequencies: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, each [length, dim / 2] float32."""
     settings = config.rope_parameters
-    steps = torch.arange(positions, dtype=torch.float32)[:, None]
+    steps = torch.arange(length, dtype=torch.float32)[:, None]
     table = steps * frequencies
     original = config.max_position_embeddings
-    if settings.get("rope_type") == "dynamic" and positions > original:
+    if settings.get("rope_type") == "dynamic" and length > original:
         half, factor = len(frequencies), settings["factor"]
-        length = steps[original:] + 1
-        base = settings["rope_theta"] * (factor * length / original - (factor - 1)) ** (half / (half - 1))
+        seen = steps[original:] + 1
+        base = settings["rope_theta"] * (factor * seen / original - (factor - 1)) ** (half / (half - 1))
         table[original:] = steps[original:] * base ** -(torch.arange(half) / half)
     return table.cos(), table.sin()

@@ -40,8 +40,9 @@ def test_greedy_equals_generate(kind: str, checkpoint: Callable[..., Path], agre
         ("gpt-oss", [8, 8]),  # keys carry YaRN's factor
     ],
 )
-def test_rotation_is_found(kind: str, widths: list[int | None], checkpoint: Callable[..., Path]) -> None:
-    layers = load(checkpoint(kind)).info.layers
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rotation_is_found(kind: str, widths: list[int | None], dtype: str, checkpoint: Callable[..., Path]) -> None:
+    layers = load(checkpoint(kind), dtype=dtype).info.layers
     assert [layer.rotary and layer.rotary.width for layer in layers] == widths
     if kind == "gemma3":
         local, whole = (layer.rotary.frequencies for layer in layers if layer.rotary)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,28 @@ def test_dynamic_rotation_beyond_the_original_length(checkpoint: Any, own_code: 
         context = model.new_pool(63).new_context()
         pieces = [compute(model, context, piece) for piece in (own[:cut], own[cut:]) if piece]
         torch.testing.assert_close(torch.cat(pieces)[:62], logits[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "limit"),
+    [
+        ({"rope_type": "default"}, 64),
+        ({"rope_type": "linear", "factor": 4.0}, 256),
+        ({"rope_type": "dynamic", "factor": 2.0}, 128),
+        ({"rope_type": "yarn", "factor": 4.0}, 256),  # as in Qwen2.5's: the config still says the original length
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}, 64),
+        ({"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}, 128),
+    ],
+)
+def test_how_far_a_scaling_reaches(scaling: dict[str, Any], limit: int, checkpoint: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint("llama"), tmp_path / "mine"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"max_position_embeddings": 64, "rope_parameters": {"rope_theta": 1e4, **scaling}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load(folder).info.max_positions == limit
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    # The adapter cannot go where dynamic scaling looks at a whole batch.
+    assert load(folder).info.max_positions == (64 if scaling["rope_type"] == "dynamic" else limit)
 
 
 def test_shards(checkpoint: Any, agrees: Any) -> None:
