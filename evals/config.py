@@ -24,9 +24,6 @@ from omegaconf.errors import OmegaConfBaseException
 from ..backend.request import Sampling
 from .groups import groups
 
-WHOLE = ("max_tokens", "seed", "top_k")
-"""Options of ``generate`` that are whole numbers; the others are any number."""
-
 
 def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The config ``conf/NAME.yaml`` with ``overrides``, interpolations resolved; an unknown key is an error, set or read."""
@@ -86,14 +83,13 @@ def build(node: DictConfig) -> Any:
 
 def options(config: DictConfig) -> dict[str, Any]:
     """The options of ``generate`` that a config holds; those that are null are left to the checkpoint."""
-    given = {**config.sampling, "max_tokens": config.max_tokens, "seed": config.seed}
-    for name, value in given.items():
-        kind, what = (int, "a whole number") if name in WHOLE else (int | float, "a number")
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise ValueError(f"{name}={value!r}: {what}")
-    chosen = {name: value for name, value in given.items() if value is not None}
-    Sampling(**{name: chosen[name] for name in config.sampling if name in chosen})  # refuses bad values before a model is loaded
-    return chosen
+    sampling = {name: value for name, value in config.sampling.items() if value is not None}
+    Sampling(**sampling)  # refuses bad values before a model is loaded
+    limits = {name: config[name] for name in ("max_tokens", "seed") if config[name] is not None}
+    for name, value in limits.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{name}={value!r}: a whole number")
+    return {**sampling, **limits}
 
 
 @contextmanager

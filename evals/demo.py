@@ -87,7 +87,7 @@ def _live(engine: Engine, shown: Sequence[Problem], config: DictConfig) -> bool:
             return False
         said = read_answer(completion.text)
         mark = paint.good("✓ right") if said == problem.answer else paint.bad(f"✗ the answer is {problem.answer}")
-        print(f"\n{mark}  {paint.dim(bill(engine.model, completion))}\n", flush=True)
+        print(f"\n{mark}  {paint.dim(bill(engine.model, completion, given))}\n", flush=True)
     return True
 
 

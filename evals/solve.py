@@ -59,7 +59,7 @@ def _answer(engine: Engine, question: str, given: dict[str, Any], as_json: bool)
         if completion is None:
             engine.close()  # ends what was interrupted, and bills it
             completion = Completion("", [], "cancelled", cost=engine.cost, seed=given.get("seed"))
-        print(Paint(sys.stdout).dim("\n" + bill(engine.model, completion, chat=not isinstance(prompt, str))))
+        print(Paint(sys.stdout).dim("\n" + bill(engine.model, completion, given, chat=not isinstance(prompt, str))))
         return completion
     completion = cast("Completion", engine.generate(prompt, **given)[0])
     print(
@@ -92,15 +92,15 @@ def opens_reasoning(engine: Engine, prompt: Prompt) -> bool:
     return text is not None and str(text.tokenizer.decode(engine.encode(prompt))).rstrip().endswith(OPEN)
 
 
-def bill(model: Model, completion: Completion, *, chat: bool = True) -> str:
-    """What the answer cost, in one line."""
-    cost = completion.cost
+def bill(model: Model, completion: Completion, given: dict[str, Any], *, chat: bool = True) -> str:
+    """What the answer cost and how to have it again, in one line. ``given``: the options it was asked with."""
+    cost, temperature = completion.cost, given.get("temperature", model.info.defaults.temperature)
     parts = [
         f"{cost.kept} tokens in {cost.seconds:.2f} s, {amount(cost.kept / max(cost.seconds, 1e-9))} tokens/s",
         f"{cost.prompt + cost.cached} prompt tokens",
         f"{cost.forwards} forwards",
         f"{amount(cost.peak_kv_bytes, 'B')} KV",
-        f"seed {completion.seed}",
+        f"temperature {temperature:g}, seed {completion.seed}" if temperature else "greedy",
     ]
     if completion.finish_reason != "stop":
         parts.append({"length": "cut off at max_tokens", "cancelled": "cancelled"}.get(completion.finish_reason, "failed"))

@@ -16,7 +16,7 @@ from forethought.evals import bench, demo, solve
 from forethought.evals.cli import BAD_INPUT, FAILED, INTERRUPTED, main
 
 QUESTION = "Ana has 7 pens. She buys 5 more pens. How many pens does Ana have now?"
-BILL = r"tiny: 6 tokens in \d+\.\d\d s, [\d,]+ tokens/s, 2\d prompt tokens, 6 forwards, [\d.]+ kB KV, seed 0"
+BILL = r"tiny: 6 tokens in \d+\.\d\d s, [\d,]+ tokens/s, 2\d prompt tokens, 6 forwards, [\d.]+ kB KV"
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
@@ -60,8 +60,10 @@ def test_module_runs_as_the_command() -> None:
 
 def test_solve_prints_an_answer_and_its_bill(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, "solve", QUESTION, f"model={checkpoint}", "max_tokens=6")
-    assert re.fullmatch(BILL + ", cut off at max_tokens", out.splitlines()[-1])
+    assert re.fullmatch(BILL + ", greedy, cut off at max_tokens", out.splitlines()[-1])
     assert "\x1b" not in out
+    out = run(capsys, "solve", QUESTION, f"model={checkpoint}", "max_tokens=6", "sampling=sample", "seed=3")
+    assert re.fullmatch(BILL + ", temperature 0.8, seed 3, cut off at max_tokens", out.splitlines()[-1])
 
 
 def test_options_may_stand_anywhere(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +133,7 @@ def test_a_sweep_is_checked_before_it_starts(checkpoint: str, capsys: pytest.Cap
         (["solve", QUESTION, "decoder=nope"], "decoder=nope: no such decoder; there is"),
         (["solve", QUESTION, "model=nope"], "no such model"),
         (["solve", QUESTION, "model=./nope"], "./nope: no such folder"),
-        (["solve", QUESTION, "sampling.temperature=-1"], "temperature=-1: 0 (greedy) or a positive number"),
+        (["solve", QUESTION, "sampling.temperature=-1"], "temperature=-1: 0 (greedy) or a"),
         (["solve", QUESTION, "sampling.temperature=hot"], "temperature='hot': a number"),
         (["solve", QUESTION, "bench.repeats=1"], "no such setting"),
         (["bench", "bench.samples=8"], "bench.samples=8: a list, [a,b]"),

@@ -102,7 +102,7 @@ def test_wrong_overrides_say_what_is_right(override: str) -> None:
     ],
 )
 def test_wrong_values_are_named(override: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         options(compose("config", [override]))
 
 
