@@ -50,6 +50,7 @@ def attend(
 
     Returns the output [T, heads, dim_v] in q's dtype and, with ``need_lse``, the natural log-sum-exp [T, heads] in float32
     (float64 for float64), sinks included. A query that sees nothing has output 0 and lse -inf (the sink's, with sinks).
+    For inference: no gradient flows through an lse, so none is right where groups or sinks are merged.
     """
     if q.dim() != 3 or k.dim() != 3 or v.dim() != 3:
         raise ValueError(f"q, k, v are [tokens or slots, heads, dim], not {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")

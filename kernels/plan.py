@@ -50,17 +50,29 @@ class Group:
     """Which of the E * n results are real and not padding; None: all."""
     target: Tensor | None = None
     """Query of each real result; None: all of q, in order."""
-    biases: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
+    _biases: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
+    _rooms: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def bias(self, rows: int, dtype: torch.dtype) -> Tensor | None:
         """The mask as [E, 1, rows, L] of 0 and -inf, each query's line repeated for the heads that share a KV head."""
         if self.mask is None:
             return None
-        if (rows, dtype) not in self.biases:
+        if (rows, dtype) not in self._biases:
             bias = torch.zeros(self.mask.shape, dtype=dtype, device=self.mask.device).masked_fill_(~self.mask, -torch.inf)
             n = bias.shape[1]
-            self.biases[rows, dtype] = (bias if n == 1 else bias.repeat_interleave(rows // n, 1)).unsqueeze(1)
-        return self.biases[rows, dtype]
+            self._biases[rows, dtype] = (bias if n == 1 else bias.repeat_interleave(rows // n, 1)).unsqueeze(1)
+        return self._biases[rows, dtype]
+
+    def rooms(self, k: Tensor, v: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+        """Where every layer gathers up to ``slots`` slots of K and of V: fresh memory for each costs more than the attention."""
+        key = (slots, k.shape, v.shape, k.dtype)
+        if key not in self._rooms:
+            with torch.inference_mode(False):  # or no later call outside that mode could use them
+                self._rooms[key] = (
+                    torch.empty(slots, *k.shape[1:], dtype=k.dtype, device=k.device),
+                    torch.empty(slots, *v.shape[1:], dtype=v.dtype, device=v.device),
+                )
+        return self._rooms[key]
 
 
 Plan = list[list[Group]]

@@ -15,8 +15,7 @@ from .rotary import Rotary
 from .views import Views
 
 BLOCK_BYTES = 1 << 21
-"""On a CPU, K (and V) of a group is gathered in pieces of so many bytes a thread. Larger ones leave the cache before they are
-used, and the allocator asks the system for them anew each time: the page faults cost more than the attention."""
+"""On a CPU, K (and V) of a group is gathered in pieces of so many bytes a thread, which stay in its cache until they are used."""
 
 
 def attend(
@@ -71,7 +70,7 @@ def _unfold(folded: Tensor, n: int) -> Tensor:
 
 
 def _finish(result: Tensor, group: Group, nothing: float) -> Tensor:
-    """``nothing`` where a query sees nothing, and padding left out."""
+    """``nothing`` where a query sees nothing (kernels differ in what they say of it), and padding left out."""
     if group.empty is not None:
         result = result.masked_fill(group.empty.view(-1, *[1] * (result.dim() - 1)), nothing)
     return result if group.valid is None else result.index_select(0, group.valid)
@@ -84,17 +83,33 @@ def _pieces(rows: Tensor, k: Tensor, v: Tensor, group: Group, scale: float, soft
         return _softmax(rows, k[slots].transpose(0, 1)[None], v[slots].transpose(0, 1)[None], bias, scale, softcap)
     step = group.entries
     if rows.device.type == "cpu":
-        step = max(1, BLOCK_BYTES * torch.get_num_threads() // (length * k[0].nbytes))
-    results = []
-    for first in range(0, group.entries, step):
-        some, index = slice(first, first + step), slots[first * length : (first + step) * length]
-        keys, values = (x.index_select(0, index).unflatten(0, (-1, length)).transpose(1, 2) for x in (k, v))
-        results.append(_softmax(rows[some], keys, values, None if bias is None else bias[some], scale, softcap))
-    return results[0] if len(results) == 1 else (torch.cat([out for out, _ in results]), torch.cat([lse for _, lse in results]))
+        step = min(step, max(1, BLOCK_BYTES * torch.get_num_threads() // (length * k.shape[1] * k.shape[2] * k.itemsize)))
+    # What autograd may still need is not gathered over.
+    room_k, room_v = (None, None) if torch.is_grad_enabled() else group.rooms(k, v, step * length)
+    if step == group.entries:
+        return _softmax(rows, _gather(k, slots, length, room_k), _gather(v, slots, length, room_v), bias, scale, softcap)
+    results: list[tuple[Tensor, Tensor]] = []
+    for some, index in zip(rows.split(step), slots.split(step * length), strict=True):
+        first = len(results) * step
+        keys, values = _gather(k, index, length, room_k), _gather(v, index, length, room_v)
+        results.append(_softmax(some, keys, values, None if bias is None else bias[first : first + step], scale, softcap))
+    return torch.cat([out for out, _ in results]), torch.cat([lse for _, lse in results])
+
+
+def _gather(pool: Tensor, index: Tensor, length: int, room: Tensor | None) -> Tensor:
+    """[entries, kv_heads, length, dim] the pool's slots at ``index`` [entries * length], in ``room`` if there is one."""
+    if room is None:
+        found = pool.index_select(0, index)
+    else:
+        found = torch.index_select(pool, 0, index, out=room if len(room) == len(index) else room[: len(index)])
+    return found.view(-1, length, pool.shape[1], pool.shape[2]).transpose(1, 2)
 
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """Masked softmax attention [E, kv_heads, rows, dim] over [E, kv_heads, L, dim], and its log-sum-exp."""
+    """Masked softmax attention of [E, kv_heads, rows, dim] over [E, kv_heads, L, dim], and its log-sum-exp.
+
+    Undefined for what sees nothing.
+    """
     if softcap is None and q.device.type == "cpu" and k.shape[-1] == v.shape[-1]:
         # What scaled_dot_product_attention runs on a CPU, but this also tells the log-sum-exp.
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=bias, scale=scale)
@@ -106,7 +121,7 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float,
     if bias is not None:
         scores = scores + bias
     lse = scores.logsumexp(-1)
-    weights = (scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
+    weights = (scores - lse[..., None]).exp()
     return (weights @ v.to(wide)).to(q.dtype), lse
 
 

@@ -61,6 +61,7 @@ def test_decode_rows(write, agree, lengths):
 
 def test_one_row_in_consecutive_slots(write, agree):
     agree(write.views([write.Row([11], [write.Part(range(5, 17))])]))
+    agree(write.views([write.Row([3], [write.Part([5, 7, 6, 8])], last=[[1]])]))  # all but in order
 
 
 @pytest.mark.parametrize("queries", [2, 9, 40, 65, 66, 90])
@@ -131,6 +132,12 @@ def test_a_tree_node_equals_the_chain_of_its_path(write):
         chain = write.views([write.Row([len(prefix) + len(path) - 1], [write.Part([*prefix, *path])])])
         alone, _ = attend(q[node : node + 1], k, v, chain, scale=0.3)
         torch.testing.assert_close(out[node], alone[0], rtol=0, atol=1e-9)
+
+
+def test_ancestors_bind_whatever_last_allows(write, agree):
+    """Two new tokens at one position, each allowed to see every position, and not each other."""
+    parts = [write.Part([5, 6]), write.Part([7, 0, 1, 2])]
+    agree(write.views([write.Row([1, 2, 2], parts, parents=[-1, 0, 0], last=[[9, 9]] * 3)]))
 
 
 def test_trees_chains_and_decode_rows_together(write, agree):
@@ -291,6 +298,13 @@ def test_64_samples_read_their_prompt_once(write):
     assert bytes_moved(views, heads=8, kv_heads=2, dim=16, itemsize=2) == 2 * 16 * (2 * 2 * 1152 + 2 * 8 * 64)
 
 
+def test_rows_that_ask_nothing_share_nothing(write, agree):
+    one, other = sharing(write, PREFIX, [3, 4])
+    views = write.views([one, write.Row([], one.parts), write.Row([], other.parts)])
+    agree(views, shape={"kv_heads": 1, "dim": 4})
+    assert slots_read(views) == len(PREFIX) + 4
+
+
 def test_little_sharing_is_not_worth_a_group(write, agree):
     views = write.views(sharing(write, range(plan.SHARE_SLOTS // 2 - 1), [0, 0, 0]))
     assert slots_read(views) == 3 * plan.SHARE_SLOTS // 2
@@ -367,6 +381,8 @@ def test_long_chunks_are_cut(write, agree, monkeypatch, cells, window):
     chunk = write.Row(range(10, 80), [write.Part([0, 1, 2], 4), write.Part(range(3, 80), 3)])
     views = write.views([*decode_rows(write, 80), chunk])
     agree(views, window=window, rotary=ROTARY, shape={"dim": 6, "kv_heads": 1, "shared": 1})
+    groups = [group for layer in plan.plan_for(views, window, torch.device("cpu")) for group in layer]
+    assert max(group.mask.numel() for group in groups if group.mask is not None) <= max(cells, 80)
 
 
 @pytest.mark.parametrize(("pad", "read"), [(10**6, 7 * 200), (1, 4 * 64 + 2 * 66 + 200)])
@@ -387,6 +403,19 @@ def test_large_groups_are_gathered_in_pieces(write, agree, monkeypatch, block, s
         write.Row([0, 1], [write.Part([40, 41])]),
     ]
     agree(write.views(rows), softcap=softcap)
+
+
+def test_layers_of_unlike_shape_on_one_plan(write, dense):
+    """What a plan keeps for its layers (masks, room to gather in) fits each of them, in and out of inference mode."""
+    views = write.views([*decode_rows(write, 5, 8), write.Row([1, 2, 3], [write.Part(range(30, 34))])])
+    for mode in (True, False):
+        for dtype in (torch.float32, torch.float64):
+            for shape in ({"kv_heads": 2, "shared": 2}, {"kv_heads": 1, "shared": 4}, {"dim": 4, "dim_v": 6}):
+                q, k, v = write.inputs(views, dtype, **shape)
+                with torch.inference_mode(mode), torch.no_grad():
+                    out, _ = attend(q, k, v, views, scale=0.4)
+                want, _ = dense(q, k, v, views, scale=0.4)
+                torch.testing.assert_close(out.double(), want, rtol=0, atol=1e-5)
 
 
 def test_the_plan_is_made_once_for_each_window(write, monkeypatch):
