@@ -235,6 +235,8 @@ class Context:
         self.ids.extend(ids)
         if self._positions is not None and self.plain:
             self.plain = bool((self._positions[first : self.size] == np.arange(first, self.size)).all())
+            if self.plain:
+                self._positions = None  # they are 0, 1, 2, … again, as where nothing is said
 
     def rollback(self) -> None:
         """Forget what the call under way staged."""
