@@ -119,6 +119,13 @@ class KVPool:
         idle: np.ndarray = self._refs[slots] == 0
         return idle
 
+    def sound(self, slots: Ints) -> int:
+        """How many of ``slots``, from the first on, hold finite numbers in every layer."""
+        good = np.ones(len(slots), np.bool_)
+        for tensor in (*self.k, *self.v):
+            good &= tensor[torch.from_numpy(slots).to(tensor.device)].isfinite().flatten(1).all(1).cpu().numpy()
+        return len(slots) if good.all() else int(good.argmin())
+
     def rebase(self, slots: Ints, offset: int) -> Ints:
         """Move the keys of ``slots`` by ``offset`` positions: re-rotated in float32, copied first where shared.
 

@@ -61,6 +61,16 @@ class PrefixTree:
         self.pool.hold(tail.slots)
         node.children[tail.ids[0]] = tail
 
+    def forget(self, ids: list[int], keep: int) -> None:
+        """Let go of everything that begins with ``ids[: keep + 1]``."""
+        path, at = self._walk(ids), 0
+        for node, matched in path:
+            if at + len(matched) > keep:
+                lower = node if at == keep else self._split(node, keep - at).children[ids[keep]]
+                self._remove(lower)
+                return
+            at += len(matched)
+
     def evict(self, need: int) -> int:
         """Free at least ``need`` slots if the idle ones suffice, oldest leaves first, from their ends. Returns how many."""
         freed = 0
@@ -91,8 +101,7 @@ class PrefixTree:
         while stack:
             node = stack.pop()
             if self.pool.idle_mask(node.slots).any():
-                self._unlink(node)
-                freed += sum(self.pool.drop(below.slots) for below in self._nodes(node))
+                freed += self._remove(node)
             else:
                 stack.extend(node.children.values())
         return freed
@@ -129,6 +138,11 @@ class PrefixTree:
         """How many slots at the end of a leaf no context counts on."""
         idle = self.pool.idle_mask(leaf.slots)
         return len(idle) if idle.all() else int(np.argmin(idle[::-1]))
+
+    def _remove(self, node: _Node) -> int:
+        """Drop ``node`` and all below it; how many slots that freed."""
+        self._unlink(node)
+        return sum(self.pool.drop(below.slots) for below in self._nodes(node))
 
     def _unlink(self, leaf: _Node) -> _Node:
         parent = leaf.parent

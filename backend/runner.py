@@ -174,11 +174,11 @@ class Runner:
 
     def _settle(self, step: _Step) -> None:
         self._keep(step)
+        for sibling, leader in step.joined:
+            self.scheduler.fork(leader, sibling)
         for sample, share in zip(step.owners, step.shares, strict=True):
             if share.failed is not None:
                 self.finish(sample, "error", share.failed)
-        for sibling, leader in step.joined:
-            self.scheduler.fork(leader, sibling)
         for chunk in step.chunks:
             if chunk.last and chunk.sample.finish is None:
                 self.scheduler.remember(chunk.sample)
@@ -239,6 +239,8 @@ class Runner:
         sample.note_peak()
         if error is None:
             self.scheduler.remember(sample)
+        elif isinstance(error, FloatingPointError):
+            self.scheduler.forget(sample)
         for row in sample.rows:
             try:
                 self.decoder.release(row, outcome)

@@ -182,6 +182,11 @@ class Scheduler:
             if row.context.plain and row.context.size and not row.view:
                 self.tree.insert(row.context.ids, row.context.slots)
 
+    def forget(self, sample: Sample) -> None:
+        """Take out of the prefix tree what is broken in a sample's KV, so that it spoils no other."""
+        for row in sample.rows:
+            self.tree.forget(row.context.ids, self.pool.sound(row.context.slots))
+
     def reserve(self, slots: int) -> bool:
         """Evict until ``slots`` are free; whether they are."""
         if self.pool.free < slots:

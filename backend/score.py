@@ -108,6 +108,9 @@ def _prompt(runner: Runner, ids: list[int]) -> Iterator[tuple[Context, Cost]]:
             forwards += 1
         yield context, Cost(prompt=len(ids) - len(found), cached=len(found), forwards=forwards, critical=forwards)
         runner.tree.insert(context.ids, context.slots)
+    except FloatingPointError:
+        runner.tree.forget(context.ids, runner.pool.sound(context.slots))
+        raise
     finally:
         context.release()
 

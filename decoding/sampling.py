@@ -44,7 +44,8 @@ def process(
     if min(s.temperature for s in sampling) > 0:
         return filter_scores(scores / temperature, sampling).log_softmax(-1)
     greedy = temperature == 0
-    best = torch.full_like(scores, -torch.inf).scatter_(1, scores.argmax(-1, keepdim=True), 0.0)
+    value, index = scores.max(-1, keepdim=True)
+    best = torch.full_like(scores, -torch.inf).scatter_(1, index, value - value)  # 0, or NaN where nothing is finite
     scores = filter_scores(scores / temperature.masked_fill(greedy, 1.0), sampling)
     return torch.where(greedy, best, scores.log_softmax(-1))
 

@@ -4,10 +4,15 @@ Needs nothing but pytest: the tests of kernels, backend and decoding also run wh
 """
 
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+# Test modules are imported by path and cannot import each other; what they share beyond fixtures is in tests/lib.
+sys.path.insert(0, str(Path(__file__).parent / "lib"))
+pytest.register_assert_rewrite("lab")
 
 # Before anything imports torch or transformers, which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
