@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,25 @@ def test_a_real_model_gives_the_same_tokens_in_any_company(llama: Model, options
     flips = sum(a != b for a, b in pairs)
     tokens = 32 * len(pairs)
     assert flips <= tokens * 10 / 1e6, f"{flips} of {len(pairs)} texts differ"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["llama", "llama-llama3", "llama-yarn", "mistral", "qwen2", "qwen3", "gpt2", "opt", "phi", "gemma2", "gemma3", "olmo2"],
+)
+def test_greedy_text_is_that_of_transformers(
+    kind: str, checkpoint: Callable[..., Path], reference: Callable[[Path], Any]
+) -> None:
+    """Five ragged prompts, 64 tokens each, alone and all in one engine, through our transformer and the adapter."""
+    folder = checkpoint(kind)
+    expected = reference(folder).texts
+    starts = [text[: len(text) - 64] for text in expected]
+    with Audited(ft.load(folder), kv_slots=1000, prefill_tokens=16) as engine:
+        together = engine.generate(starts, max_tokens=64)
+        engine.clear_cache()
+        alone = [engine.generate(start, max_tokens=64) for start in starts]
+    for start, text, one, other in zip(starts, expected, together, alone, strict=True):
+        assert [*start, *one[0].token_ids] == [*start, *other[0].token_ids] == text
 
 
 def test_sample_i_is_the_same_whatever_n_is() -> None:
