@@ -16,6 +16,10 @@ from ..kernels.rotary import Rotary
 from ..kernels.views import Ints
 
 
+SORT_SLOTS = 64
+"""Once so many slots come back together, the free ones are put in order again: one row's slots side by side need no gather."""
+
+
 class PoolFull(RuntimeError):
     """More slots were asked for than are free."""
 
@@ -43,6 +47,7 @@ class KVPool:
         self._refs = np.zeros(size, np.int32)
         self._held = np.zeros(size, np.bool_)
         self._free = np.arange(size - 1, -1, -1, dtype=np.int64)  # a stack; popped in ascending order, so that runs stay together
+        self._mixed = False  # much came back since it was last in order
         self._top = size
         self._cached = 0
 
@@ -71,6 +76,9 @@ class KVPool:
         """``n`` free slots, counted once each. Raises :class:`PoolFull`, changing nothing, when there are fewer."""
         if n > self._top:
             raise PoolFull(f"{n} slots asked, {self._top} free of {self.size} ({self.used} used, {self._cached} cached)")
+        if self._mixed:
+            self._free[: self._top] = -np.sort(-self._free[: self._top])
+            self._mixed = False
         self._top -= n
         slots: Ints = self._free[self._top : self._top + n][::-1].copy()
         self._refs[slots] = 1
@@ -150,6 +158,7 @@ class KVPool:
     def _push(self, slots: Ints) -> None:
         self._free[self._top : self._top + len(slots)] = slots[::-1]
         self._top += len(slots)
+        self._mixed |= len(slots) >= SORT_SLOTS
 
 
 class Context:

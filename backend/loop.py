@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from typing import Protocol
 
@@ -24,8 +25,11 @@ class Loop:
     def __init__(self, name: str) -> None:
         self._busy: list[Steppable] = []
         self._wake = threading.Condition()
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, name=f"forethought-{name}", daemon=True)
         self._thread.start()
+        # The interpreter must not end under a step: a thread killed inside torch takes the process down with it.
+        atexit.register(self._stop)
 
     @classmethod
     def of(cls, device: torch.device) -> Loop:
@@ -48,11 +52,19 @@ class Loop:
                 self._busy.append(engine)
             self._wake.notify()
 
+    def _stop(self) -> None:
+        with self._wake:
+            self._stopped = True
+            self._wake.notify()
+        self._thread.join()
+
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._busy:
+                while not self._busy and not self._stopped:
                     self._wake.wait()
+                if self._stopped:
+                    return
                 turn = list(self._busy)
             for engine in turn:
                 if not engine.step():
