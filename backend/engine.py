@@ -251,7 +251,7 @@ class Engine(Generator):
                 return
             try:
                 result = work()
-            except Exception as e:
+            except BaseException as e:
                 future.set_exception(e)
             else:
                 future.set_result(result)

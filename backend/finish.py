@@ -58,7 +58,7 @@ def show(sample: Sample, completion: Completion | None = None) -> Piece:
     return piece
 
 
-def complete(sample: Sample, text: Text | None, slot_bytes: int, error: Exception | None) -> Completion:
+def complete(sample: Sample, text: Text | None, slot_bytes: int, error: BaseException | None) -> Completion:
     """The completion of a finished sample."""
     request = sample.request
     row = sample.rows[0] if sample.rows else None

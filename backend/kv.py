@@ -15,7 +15,6 @@ import torch
 from ..kernels.rotary import Rotary
 from ..kernels.views import Ints
 
-
 SORT_SLOTS = 64
 """Once so many slots come back together, the free ones are put in order again: one row's slots side by side need no gather."""
 

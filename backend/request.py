@@ -109,7 +109,7 @@ class Request:
     results: dict[int, Completion] = field(default_factory=dict)
     leader: Sample | None = None
     """The sample that is prefilling the prompt for all."""
-    failure: Exception | None = None
+    failure: BaseException | None = None
     born: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -160,7 +160,7 @@ class Row:
     request: Request
     sample: int
     """Which of the request's samples."""
-    lane: int
+    index: int
     """Which of the sample's rows."""
     prompt: list[int]
     context: Context

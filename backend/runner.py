@@ -2,7 +2,8 @@
 
 A step has two halves. Computing may raise, and leaves no trace when it does: it is tried again sample by sample, and
 only the one at fault ends. Settling keeps KV, turns tokens into text and ends what has ended; a fault there is one
-sample's by construction. All on the engine's thread. Cost per step: one forward over all new tokens.
+sample's by construction. All on the engine's thread, which nothing that is raised here may end: hence ``BaseException``.
+Cost per step: one forward over all new tokens.
 """
 
 from __future__ import annotations
@@ -89,11 +90,11 @@ class Runner:
             scheduler.make_room()
             if scheduler.running:
                 self._guarded(*scheduler.split())
-        except Exception as e:  # a defect of the engine itself: end what it had, stay alive
+        except BaseException as e:  # a defect of the engine itself: end what it had, stay alive
             self.end(None, "error", e)
         return bool(scheduler.running or scheduler.waiting)
 
-    def end(self, requests: Sequence[Request] | None, outcome: FinishReason, error: Exception | None = None) -> None:
+    def end(self, requests: Sequence[Request] | None, outcome: FinishReason, error: BaseException | None = None) -> None:
         """End the samples of ``requests``; None: everybody's."""
         chosen = None if requests is None else set(map(id, requests))
         for sample in [*self.scheduler.running, *self.scheduler.waiting]:
@@ -101,13 +102,17 @@ class Runner:
                 self.finish(sample, outcome, error)
 
     def _guarded(self, decoding: list[Sample], feeding: list[Sample]) -> None:
+        samples = decoding + feeding
+        leaders = [sample for sample in samples if sample.request.leader is sample]
         try:
             step = self._compute(decoding, feeding)
-        except Exception as e:
-            if len(decoding) + len(feeding) == 1:
-                self.finish((decoding + feeding)[0], "error", e)
+        except BaseException as e:
+            joined = any(leader.request.leader is not leader for leader in leaders)  # the fault may be a sibling's
+            if len(samples) == 1 and not joined:
+                self.finish(samples[0], "error", e)
                 return
-            for sample in decoding + feeding:
+            for sample in samples:
+                self.scheduler.make_room()
                 if sample in self.scheduler.running:
                     self._guarded([sample] if sample in decoding else [], [sample] if sample in feeding else [])
         else:
@@ -187,7 +192,7 @@ class Runner:
             if sample.finish is None:
                 try:
                     self._take(row, sample, share, drafted[i] if i < len(drafted) else 0)
-                except Exception as e:
+                except BaseException as e:
                     self.finish(sample, "error", e)
         for sample in dict.fromkeys(step.owners):
             if sample.finish is not None:
@@ -219,7 +224,7 @@ class Runner:
         if len(share.pending) > 1 or share.pending != ids[-1:]:
             sample.injected += (Counter(share.pending) - Counter(ids)).total()
         used = len(ids)
-        if row.lane:
+        if row.index:
             row.output += ids
             sample.injected += used
         else:
@@ -231,7 +236,7 @@ class Runner:
             sample.discarded += drafted - accepted
         self.decoder.observe(row, ids[:used])
 
-    def finish(self, sample: Sample, outcome: FinishReason, error: Exception | None = None) -> None:
+    def finish(self, sample: Sample, outcome: FinishReason, error: BaseException | None = None) -> None:
         """End a sample: give back its KV, write its completion, and answer the request when it was the last."""
         request = sample.request
         if sample.index in request.results:
@@ -244,12 +249,16 @@ class Runner:
         for row in sample.rows:
             try:
                 self.decoder.release(row, outcome)
-            except Exception as e:
+            except BaseException as e:
                 error = error or e
             row.context.release()
         self.scheduler.leave(sample)
         sample.finish = outcome if error is None else "error"
-        completion = complete(sample, self.model.text, self.pool.slot_bytes, error)
+        try:
+            completion = complete(sample, self.model.text, self.pool.slot_bytes, error)
+        except BaseException as e:  # the tokenizer's: it cannot decode these tokens
+            error, sample.finish = error or e, "error"
+            completion = complete(sample, None, self.pool.slot_bytes, error)
         self.charge(completion.cost)
         request.results[sample.index] = completion
         request.failure = request.failure or error

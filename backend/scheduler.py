@@ -34,7 +34,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, pool: KVPool, tree: PrefixTree, decoder: Decoder, max_rows: int, fail: Callable[[Sample, Exception], None]
+        self, pool: KVPool, tree: PrefixTree, decoder: Decoder, max_rows: int, fail: Callable[[Sample, BaseException], None]
     ) -> None:
         self.pool, self.tree, self.decoder, self.max_rows, self.fail = pool, tree, decoder, max_rows, fail
         self.waiting: list[Sample] = []
@@ -67,7 +67,7 @@ class Scheduler:
                 continue
             try:
                 started = self._start(sample, rows)
-            except Exception as e:
+            except BaseException as e:
                 self.fail(sample, e)
                 continue
             if not started:
@@ -120,7 +120,7 @@ class Scheduler:
                     continue
                 for row in sample.rows:
                     self.decoder.admit(row)
-            except Exception as e:
+            except BaseException as e:
                 self.fail(sample, e)
                 continue
             room -= len(sample.rows)
@@ -151,13 +151,13 @@ class Scheduler:
 
     def preempt(self, sample: Sample) -> None:
         """Take a sample's KV away; it waits in front of all younger ones and will be computed again."""
-        fault: Exception | None = None
+        fault: BaseException | None = None
         sample.note_peak()
         self.remember(sample)
         for row in sample.rows:
             try:
                 self.decoder.preempt(row)
-            except Exception as e:
+            except BaseException as e:
                 fault = e
             row.computed = max(row.computed, row.context.size)
             row.pending = row.context.ids + row.pending
@@ -179,7 +179,7 @@ class Scheduler:
         if _feed(sample):
             return
         for row in sample.rows:
-            if row.context.plain and row.context.size and not row.view:
+            if row.context.plain and row.context.size:
                 self.tree.insert(row.context.ids, row.context.slots)
 
     def forget(self, sample: Sample) -> None:

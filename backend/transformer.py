@@ -88,6 +88,7 @@ class Transformer(Model):
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps = config.rms_norm_eps
+        self._eps = torch.tensor(self.eps)
         frequencies, factor, self.max_positions = rope(config, self.dim)
         self.scale = factor * factor / self.dim**0.5
         cos, sin = angles(config, frequencies, self.max_positions)
@@ -159,7 +160,7 @@ class Transformer(Model):
             x = block.down.onto(x, self._mlp(block, x))
         if wanted is not None and len(self._blocks) not in batch.taps:
             x = x.index_select(0, wanted)
-        x = F.rms_norm(x, x.shape[-1:], self._norm, self.eps)
+        x = self._rms(x, self._norm)
         if (last := len(self._blocks)) in batch.taps:
             batch.taps[last](x)
             x = x if wanted is None else x.index_select(0, wanted)
@@ -169,14 +170,14 @@ class Transformer(Model):
 
     def _attention(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, batch: TokenBatch, i: int) -> Tensor:
         """The attention's output [T, heads * dim], before its projection."""
-        x = F.rms_norm(x, x.shape[-1:], block.attention_norm, self.eps)
+        x = self._rms(x, block.attention_norm)
         turned = self.heads + self.kv_heads
-        qkv = block.qkv(x).view(len(slots), turned + self.kv_heads, self.dim)
+        qkv = block.qkv(x).view(-1, turned + self.kv_heads, self.dim)
         qk = qkv[:, :turned]
         if block.q_norm is not None and block.k_norm is not None:
             norms = (
-                F.rms_norm(qk[:, : self.heads], (self.dim,), block.q_norm, self.eps),
-                F.rms_norm(qk[:, self.heads :], (self.dim,), block.k_norm, self.eps),
+                self._rms(qk[:, : self.heads], block.q_norm),
+                self._rms(qk[:, self.heads :], block.k_norm),
             )
             qk = torch.cat(norms, 1)
         qk = torch.addcmul(qk * cos, qk.roll(self.dim // 2, -1), sin)
@@ -186,11 +187,19 @@ class Transformer(Model):
         rotary = self.info.layers[i].rotary
         out, _ = attend(qk[:, : self.heads], pool.k[i], pool.v[i], batch.views, scale=self.scale, window=block.window,
                         rotary=rotary, impl=self.impl)  # fmt: skip
-        return out.reshape(len(slots), -1)
+        return out.flatten(1)
+
+    def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMS norm over the last dimension."""
+        if x.dtype != torch.float32 or x.device.type != "cpu":
+            return F.rms_norm(x, weight.shape, weight, self.eps)
+        # The library's takes eight passes on a CPU, this one four.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x * torch.addcmul(self._eps, length, length, value=1 / x.shape[-1]).rsqrt_()).mul_(weight)
 
     def _mlp(self, block: Block, x: Tensor) -> Tensor:
         """The gated units [T, intermediate], before their projection."""
-        x = F.rms_norm(x, x.shape[-1:], block.mlp_norm, self.eps)
+        x = self._rms(x, block.mlp_norm)
         gate, up = block.gate_up(x).chunk(2, -1)
         return F.silu(gate) * up
 
@@ -202,7 +211,7 @@ class Transformer(Model):
     def head(self, hidden: Tensor) -> Tensor:
         if self._head is None:
             raise ValueError(f"{self.info.name} is a backbone without an LM head")
-        return F.linear(F.rms_norm(hidden, hidden.shape[-1:], self._norm, self.eps), self._head)
+        return F.linear(self._rms(hidden, self._norm), self._head)
 
 
 def rope_spec(config: Any, frequencies: Tensor) -> Rotary | None:

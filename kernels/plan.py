@@ -50,6 +50,8 @@ class Group:
     """Which of the E * n results are real and not padding; None: all."""
     target: Tensor | None = None
     """Query of each real result; None: all of q, in order."""
+    lone: bool = False
+    """One query that sees all of one run of slots: nothing is to be gathered, masked or put in place."""
     _biases: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
     _rooms: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -99,7 +101,8 @@ def _lone(views: Views, window: int | None, device: torch.device) -> Group | Non
     first = 0 if window is None else max(0, position - window + 1)
     if not first < length <= position + 1:
         return None
-    return Group(1, length - first, _pool_rows(views.slots[first:], device))
+    rows = _pool_rows(views.slots[first:], device)
+    return Group(1, length - first, rows, lone=isinstance(rows, slice))
 
 
 def _pool_rows(table: Ints, device: torch.device) -> Tensor | slice:
