@@ -132,7 +132,7 @@ class Sampler:
         self._sampling = [row.request.sampling for row in rows]
         self._edits = any(s.edits_logits for s in self._sampling)
         self._greedy = all(s.temperature == 0 for s in self._sampling)
-        streams = [noise.stream(row.request.seed, row.sample, noise.Lane.TARGET, row.lane) for row in rows]
+        streams = [noise.stream(row.request.seed, row.sample, noise.Lane.TARGET, row.index) for row in rows]
         self._streams = np.array(streams, np.uint64)
 
     def _noise(self, rows: Sequence[Row], logits: Tensor) -> Tensor:

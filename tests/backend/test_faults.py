@@ -383,6 +383,82 @@ def test_a_hook_that_raises_ends_that_request_only(hook: str, at: int, sample: i
         assert engine.generate([1], max_tokens=3, seed=BAD)[0].token_ids == slow_generate(toy.rule, [1], 3)
 
 
+def test_a_passing_fault_costs_no_second_prompt() -> None:
+    """Five samples join on one prompt, the decision fails once: they wait again, and find the prompt when it is there."""
+
+    class Once(ft.Autoregressive):
+        failed = False
+
+        def decide(self, rows: Sequence[Row], draft: Draft | None, output: Output) -> Decision:
+            if len(rows) == 5 and not self.failed:
+                self.failed = True
+                raise ArithmeticError("once")
+            return super().decide(rows, draft, output)
+
+    toy, prompt = toy_model(), [*range(30)] * 3
+    with Audited(toy, Once(), kv_slots=1000) as engine:
+        outs = engine.generate(prompt, n=5, max_tokens=6, temperature=1.0, seed=0)
+        assert [o.token_ids for o in outs] == [
+            slow_generate(toy.rule, prompt, 6, seed=0, sample=i, temperature=1.0) for i in range(5)
+        ]
+        assert isinstance(engine.decoder, Once)
+        assert engine.decoder.failed
+    assert toy.tokens <= 2 * len(prompt) + 5 * 6
+
+
+def test_the_leader_is_not_blamed_for_what_a_sibling_did() -> None:
+    """Alone in the call but for those who joined on its prompt."""
+    for hook in ("decide", "observe", "admit", "open"):
+        toy = toy_model()
+        with Audited(toy, Saboteur(hook, 1, sample=2), kv_slots=400) as engine:
+            with pytest.raises(ft.GenerationError, match="sabotage") as error:
+                engine.generate([*range(20)], n=4, max_tokens=6, temperature=1.0, seed=BAD)
+            for i, out in enumerate(error.value.results[0]):
+                right = slow_generate(toy.rule, [*range(20)], 6, temperature=1.0, seed=BAD, sample=i)
+                assert (out.finish_reason == "error") == (i == 2)
+                assert i == 2 or out.token_ids == right
+
+
+def test_samples_with_prompts_of_their_own_do_not_share() -> None:
+    class Own(ft.Autoregressive):
+        def open(self, request: Request, sample: int, pool: KVPool) -> list[Row]:
+            prompt = [*request.prompt, *[sample] * (sample % 3)]
+            return [Row(request, sample, 0, prompt, pool.new_context(), list(prompt))]
+
+        def slots(self, request: Request, pool: KVPool) -> dict[KVPool, int]:
+            return {pool: len(request.prompt) + 2 + request.max_tokens}
+
+    toy = toy_model()
+    for slots in (1000, 60):
+        with Audited(toy, Own(), kv_slots=slots) as engine:
+            outs = engine.generate([*range(20)], n=7, max_tokens=8)
+            assert [o.token_ids for o in outs] == [slow_generate(toy.rule, [*range(20), *[i] * (i % 3)], 8) for i in range(7)]
+
+
+def test_not_even_an_exit_ends_the_engines_thread() -> None:
+    """What derives from BaseException only, as a panic of the tokenizers library does."""
+
+    class Quits(ft.Autoregressive):
+        def observe(self, row: Row, ids: Sequence[int]) -> None:
+            if row.request.seed == BAD:
+                raise SystemExit(3)
+
+    toy = Toy(vocabulary=TEXT_VOCABULARY, text=byte_text())
+    with Audited(toy, Quits(), kv_slots=400) as engine:
+        with pytest.raises(ft.GenerationError, match="SystemExit"):
+            engine.generate("hi", max_tokens=5, seed=BAD)
+        decode = toy.text.decode  # type: ignore[union-attr]
+        toy.text.decode = lambda ids: 1 / 0  # type: ignore[assignment, union-attr]
+        with pytest.raises(ft.GenerationError, match="ZeroDivisionError") as error:
+            engine.generate("hi", max_tokens=5)
+        assert error.value.results[0][0].finish_reason == "error"
+        assert error.value.results[0][0].token_ids == slow_generate(toy.rule, engine.encode("hi"), 5)
+        with pytest.raises(ft.GenerationError, match="ZeroDivisionError"):
+            list(engine.stream("hi", max_tokens=5))
+        toy.text.decode = decode  # type: ignore[method-assign, union-attr]
+        assert engine.generate("hi", max_tokens=5)[0].finish_reason == "length"
+
+
 MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "too few tokens": ({"emitted": torch.empty(0, dtype=torch.int64)}, "0 tokens for 1 rows"),
     "an id outside": ({"emitted": torch.tensor([VOCABULARY])}, "31"),

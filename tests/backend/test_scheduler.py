@@ -139,6 +139,23 @@ def test_the_oldest_is_never_preempted_and_the_youngest_first() -> None:
     assert sum(what == "admit" for what, _ in decoder.log) == sum(what != "admit" for what, _ in decoder.log)
 
 
+def test_a_cached_prompt_takes_room_too() -> None:
+    """Nobody is let in on cached slots that leave no room to go on, only to be thrown out again at every step."""
+    toy, decoder, prompt = toy_model(), Watch(), prompt_of(40)
+
+    async def main(engine: ft.Engine) -> Any:
+        return await asyncio.gather(
+            engine.agenerate([7] * 5, max_tokens=30, seed=1), engine.agenerate(prompt, max_tokens=9, seed=2)
+        )
+
+    with Audited(toy, decoder, kv_slots=60) as engine:
+        engine.generate(prompt, max_tokens=1, seed=0)
+        first, second = asyncio.run(main(engine))
+        assert first[0].token_ids == slow_generate(toy.rule, [7] * 5, 30)
+        assert second[0].token_ids == slow_generate(toy.rule, prompt, 9)
+    assert sum(seed == 2 and what == "preempt" for what, seed in decoder.log) <= 1
+
+
 def test_recomputing_is_billed_as_waste_and_the_prompt_once() -> None:
     toy = toy_model()
     with Audited(toy, kv_slots=64) as engine:

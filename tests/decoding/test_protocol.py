@@ -53,13 +53,13 @@ class Guided(ft.Decoder):
 
     def open(self, request: Request, sample: int, pool: KVPool) -> list[Row]:
         prompts = [list(request.prompt), list(self.negative)]
-        return [Row(request, sample, lane, p, pool.new_context(), list(p)) for lane, p in enumerate(prompts)]
+        return [Row(request, sample, i, p, pool.new_context(), list(p)) for i, p in enumerate(prompts)]
 
     def slots(self, request: Request, pool: KVPool) -> dict[KVPool, int]:
         return {pool: len(request.prompt) + len(self.negative) + 2 * request.max_tokens}
 
     def decide(self, rows: Sequence[Row], draft: Draft | None, output: Output) -> Decision:
-        assert [row.lane for row in rows] == [0, 1] * (len(rows) // 2), "the rows of a sample come together, in their order"
+        assert [row.index for row in rows] == [0, 1] * (len(rows) // 2), "the rows of a sample come together, in their order"
         assert all(a.request is b.request and a.sample == b.sample for a, b in zip(rows[::2], rows[1::2], strict=True))
         assert output.logits is not None
         mixed = (1 + self.weight) * output.logits[::2] - self.weight * output.logits[1::2]
@@ -165,6 +165,9 @@ class Matching(ft.Decoder):
             return torch.tensor([x for xs in lists for x in xs]), torch.tensor([0, *np.cumsum([len(xs) for xs in lists])])
 
         return Decision(*flat(emitted), *flat(kept))
+
+    def observe(self, row: Row, ids: Sequence[int]) -> None:
+        assert list(ids) == row.output[-len(ids) :], "what a stop cut off is not observed"
 
     @staticmethod
     def _target(row: Row, ahead: list[int], logits: Tensor) -> int:
@@ -296,6 +299,8 @@ def test_a_stop_inside_an_accepted_run_cuts_it_there(at: int) -> None:
     with Audited(toy, Matching(known.right_chain), kv_slots=4000) as engine:
         [out] = engine.generate([1, 2, 3], max_tokens=25, stop=stop, logprobs="raw")
         assert (out.token_ids, out.finish_reason, out.stop_reason) == (tokens[:end], "stop", stop)
+        # The first token is the prompt's; from there on five are drafted and one is not.
+        assert out.cost.accepted == sum(i % 6 != 0 for i in range(end))
         assert out.cost.accepted + out.cost.discarded == out.cost.drafted
         again = engine.generate([1, 2, 3, *tokens], max_tokens=5)[0]
         assert again.token_ids == slow_generate(toy.rule, [1, 2, 3, *tokens], 5), "KV past the stop is cached for what it is"
@@ -415,39 +420,45 @@ def test_an_embedding_may_stand_for_another_token(llama: Model, extra: list[int]
 
 
 class Behind(ft.Autoregressive):
-    """Plain decoding of rows that see a finished context in front of their own."""
+    """Plain decoding; each sample of a request sees another finished context in front of its own, the last one none."""
 
-    def __init__(self, front: Context) -> None:
-        super().__init__()
-        self.front = front
+    fronts: Sequence[Context] = ()
 
     def open(self, request: Request, sample: int, pool: KVPool) -> list[Row]:
         [row] = super().open(request, sample, pool)
-        row.view = [Part(self.front, -self.front.size)]
+        if sample < len(self.fronts):
+            row.view = [Part(self.fronts[sample], -self.fronts[sample].size)]
         return [row]
 
 
-@pytest.mark.parametrize("slots", [4000, 110])
+@pytest.mark.parametrize("slots", [4000, 130])
 def test_rows_may_see_other_contexts(llama: Model, slots: int) -> None:
-    """The same text as behind a longer prompt; nothing of it is shared or cached by ids alone."""
-    front = [*range(20)]
+    """The same text as behind a longer prompt; nothing of it is taken for what the ids alone would give."""
+    fronts, run = [[*range(20)], [*range(20, 5, -1)], []], {"max_tokens": 12, "temperature": 1.0, "seed": 1}
     with Audited(llama, kv_slots=4000) as plain:
-        expected = texts(plain.generate([[*front, *p] for p in PROMPTS[:3]], n=2, max_tokens=12, temperature=1.0, seed=1))
-    audited = Audited(llama, Behind(Context(llama.new_pool(1))), kv_slots=slots)
-    with audited as engine:
-        context = engine.pool.new_context()
+        expected = [
+            [plain.generate([*front, *p], n=3, **run)[i].token_ids for i, front in enumerate(fronts)] for p in PROMPTS[:3]
+        ]
+    decoder = Behind()
+    with Audited(llama, decoder, kv_slots=slots) as engine:
 
-        def prepare() -> None:
-            batch = TokenBatch(engine.pool, [calls.Row(context, front)])
+        def prepare(ids: list[int]) -> Context:
+            context = engine.pool.new_context()
+            batch = TokenBatch(engine.pool, [calls.Row(context, ids)])
             llama.forward(batch)
             batch.commit()
+            return context
 
-        engine._call(prepare).result()
-        assert isinstance(engine.decoder, Behind)
-        engine.decoder.front = context
-        assert texts(engine.generate(PROMPTS[:3], n=2, max_tokens=12, temperature=1.0, seed=1)) == expected
-        assert engine.pool.cached == 0
-        engine._call(context.release).result()
+        contexts = [engine._call(lambda ids=ids: prepare(ids)).result() for ids in fronts[:2]]
+        for known in ([], contexts, contexts, []):
+            decoder.fronts = known
+            outs = texts(engine.generate(PROMPTS[:3], n=3, **run))
+            if known:
+                assert outs == expected
+            else:
+                assert [out[2] for out in outs] == [out[2] for out in expected]
+        for context in contexts:
+            engine._call(context.release).result()
 
 
 class Looks(ft.Autoregressive):

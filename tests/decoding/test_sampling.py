@@ -186,23 +186,23 @@ def test_extreme_settings_stay_finite() -> None:
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def row_of(*, seed: int = 0, sample: int = 0, lane: int = 0, output: list[int] | None = None, min_tokens: int = 0, stop: Any = (),
-           logprobs: Any = None, **sampling: Any) -> Row:  # fmt: skip
+def row_of(*, seed: int = 0, sample: int = 0, index: int = 0, output: list[int] | None = None, min_tokens: int = 0,
+           stop: Any = (), logprobs: Any = None, **sampling: Any) -> Row:  # fmt: skip
     request = Request([1], 1, Sampling(**sampling), 50, min_tokens, frozenset(stop), (), False, logprobs, seed)
-    return Row(request, sample, lane, [1], POOL.new_context(), [1], output=output or [])
+    return Row(request, sample, index, [1], POOL.new_context(), [1], output=output or [])
 
 
 def test_a_draw_is_the_best_of_log_probability_plus_noise() -> None:
     rows = [
         row_of(seed=5, sample=2, temperature=1.0, output=[3, 4]), row_of(seed=5, temperature=0.5, top_k=3), row_of(seed=9),
-        row_of(seed=5, sample=2, lane=1, temperature=1.0, output=[3, 4]),
+        row_of(seed=5, sample=2, index=1, temperature=1.0, output=[3, 4]),
     ]  # fmt: skip
     logits = logits_of(3, 4)
     drawn = Sampler().draw(rows, logits)
     for row, own, token in zip(rows, logits, drawn.tokens.tolist(), strict=True):
         scores = slow_process(own.tolist(), row.prompt, row.output, row.request.sampling)
         seed = row.request.seed
-        noisy = [x + slow_gumbel(seed, row.sample, len(row.output), t, row=row.lane) for t, x in enumerate(scores)]
+        noisy = [x + slow_gumbel(seed, row.sample, len(row.output), t, row=row.index) for t, x in enumerate(scores)]
         assert token == noisy.index(max(noisy))
     assert not drawn.failed
 
