@@ -226,7 +226,9 @@ def _feed(sample: Sample) -> int:
 
 def _alike(rows: Sequence[Row], others: Sequence[Row]) -> bool:
     """Whether rows have the same prompts and see nothing but them, so that they may share its KV."""
-    return len(rows) == len(others) and all(a.prompt == b.prompt and not a.view for a, b in zip(rows, others, strict=True))
+    return len(rows) == len(others) and all(
+        a.prompt == b.prompt and not (a.view or b.view) for a, b in zip(rows, others, strict=True)
+    )
 
 
 def _age(sample: Sample) -> int:
