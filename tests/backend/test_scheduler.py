@@ -119,15 +119,22 @@ class Watch(ft.Autoregressive):
         self.log.append((outcome, row.request.seed))
 
 
-def test_the_oldest_is_never_preempted_and_the_youngest_first() -> None:
+@pytest.mark.parametrize(
+    ("slots", "prompts"),
+    [
+        (60, [[i, 9, 9, 9] for i in range(4)]),
+        (90, [[*prompt_of(40), 0], [*prompt_of(40), 1], [9, 9, 9], [8]]),  # the second waits for the first's prompt
+    ],
+)
+def test_the_oldest_is_never_preempted_and_the_youngest_first(slots: int, prompts: list[list[int]]) -> None:
     toy, decoder = toy_model(), Watch()
-    with Audited(toy, decoder, kv_slots=60) as engine:
+    with Audited(toy, decoder, kv_slots=slots, prefill_tokens=16) as engine:
 
         async def main() -> Any:
-            return await asyncio.gather(*(engine.agenerate([i, 9, 9, 9], max_tokens=40, seed=i) for i in range(4)))
+            return await asyncio.gather(*(engine.agenerate(p, max_tokens=40, seed=i) for i, p in enumerate(prompts)))
 
         outs = asyncio.run(main())
-        assert [o[0].token_ids for o in outs] == [slow_generate(toy.rule, [i, 9, 9, 9], 40) for i in range(4)]
+        assert [o[0].token_ids for o in outs] == [slow_generate(toy.rule, p, 40) for p in prompts]
     preempted = [seed for what, seed in decoder.log if what == "preempt"]
     assert preempted, "the pool was not too small"
     assert 0 not in preempted
