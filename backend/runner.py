@@ -45,6 +45,8 @@ class _Step:
     """(sibling, leader): the sibling decides on the logits of its leader's prompt, and will share its KV."""
     shares: list[Share] = field(default_factory=list)
     """[rows] what was decided."""
+    drafted: list[int] = field(default_factory=list)
+    """[rows] tokens drafted."""
 
 
 class Runner:
@@ -165,11 +167,12 @@ class Runner:
                 step.rows += sibling.rows
                 step.owners += [sibling] * len(sibling.rows)
                 sources += [places[id(row)] for row in leader.rows]
-        tokens = [1] * computed
+        step.drafted = [0] * len(step.rows)
         if draft is not None:
             more = len(step.rows) + 1 - len(draft.row_ptr)  # rows that were not there when it was made
             draft = Draft(draft.ids, draft.parents, torch.cat((draft.row_ptr, draft.row_ptr[-1:].expand(more))), draft.log_q)
-            tokens = (draft.row_ptr.diff()[:computed] + 1).tolist()
+            step.drafted = draft.row_ptr.diff().tolist()
+        tokens = [1 + drafted for drafted in step.drafted[:computed]]
         if sources:
             output = _repeat(output, tokens, sources)
         decision = self.decoder.decide(step.rows, draft, output)
@@ -187,11 +190,10 @@ class Runner:
         for chunk in step.chunks:
             if chunk.last and chunk.sample.finish is None:
                 self.scheduler.remember(chunk.sample)
-        drafted = [] if step.draft is None else step.draft.row_ptr.diff().tolist()
-        for i, (row, sample, share) in enumerate(zip(step.rows, step.owners, step.shares, strict=True)):
+        for row, sample, share, drafted in zip(step.rows, step.owners, step.shares, step.drafted, strict=True):
             if sample.finish is None:
                 try:
-                    self._take(row, sample, share, drafted[i] if i < len(drafted) else 0)
+                    self._take(row, sample, share, drafted)
                 except BaseException as e:
                     self.finish(sample, "error", e)
         for sample in dict.fromkeys(step.owners):
@@ -208,6 +210,10 @@ class Runner:
                 _count(sample, row, 1)
         for chunk in step.chunks:
             _count(chunk.sample, chunk.row, chunk.take)
+        if step.draft is not None:
+            for sample, drafted in zip(step.owners, step.drafted, strict=True):
+                sample.drafted += drafted
+                sample.discarded += drafted  # until it is accepted
         step.batch.commit([*[share.kept for share in step.shares[:decoding]], *[None for _ in step.chunks]])
         for chunk in step.chunks:
             chunk.row.pending = chunk.row.pending[chunk.take :]
@@ -231,9 +237,8 @@ class Runner:
             used = advance(sample, ids)
         if drafted:
             accepted = min(used, max(0, len(ids) - 1), drafted)
-            sample.drafted += drafted
             sample.accepted += accepted
-            sample.discarded += drafted - accepted
+            sample.discarded -= accepted
         self.decoder.observe(row, ids[:used])
 
     def finish(self, sample: Sample, outcome: FinishReason, error: BaseException | None = None) -> None:

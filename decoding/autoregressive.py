@@ -20,6 +20,7 @@ class Autoregressive(Decoder):
         self._sampler = Sampler()
 
     def decide(self, rows: Sequence[Row], draft: Draft | None, output: Output) -> Decision:
-        assert output.logits is not None
+        if output.logits is None:
+            raise ValueError("this model is a backbone without an LM head: it writes no text")
         drawn = self._sampler.draw(rows, output.logits)
         return Decision(emitted=drawn.tokens, logprobs=drawn.logprobs, failed=drawn.failed)

@@ -6,7 +6,8 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,15 @@ def test_bad_input_is_refused_at_every_door_before_any_work(
             engine.generate([[1], one], **options)
         assert engine.cost.forwards == 0, "one bad prompt in a list, and none is begun"
         assert len(engine.generate([1], max_tokens=3)[0].token_ids) == 3
+
+
+def test_a_backbone_writes_and_scores_nothing(checkpoint: Callable[..., Path]) -> None:
+    model = ft.load(checkpoint("llama", headless=True))
+    with Audited(model, kv_slots=64) as engine:
+        with pytest.raises(ft.GenerationError, match="without an LM head"):
+            engine.generate([1, 2], max_tokens=3)
+        with pytest.raises(ValueError, match="without an LM head"):
+            engine.score([1, 2], [[3]])
 
 
 def test_a_stream_is_of_one_sample() -> None:

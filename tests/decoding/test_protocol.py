@@ -267,6 +267,25 @@ def test_drafts_are_billed_for_what_they_were(kind: str) -> None:
     assert cost.kept == 25
 
 
+def test_drafts_of_a_row_that_fails_are_billed_all_the_same() -> None:
+    toy = Toy(vocabulary=V)
+    known = Known(toy, [[1, 2, 3]], 1, max_tokens=25)
+
+    class Fails(Matching):
+        def decide(self, rows: Sequence[Row], draft: Draft | None, output: Output) -> Decision:
+            decision = super().decide(rows, draft, output)
+            decision.failed = {i: ArithmeticError("no") for i, row in enumerate(rows) if len(row.output) == 7}
+            return decision
+
+    with Audited(toy, Fails(known.right_chain), kv_slots=400) as engine:
+        toy.tokens = 0
+        with pytest.raises(ft.GenerationError, match="ArithmeticError: no") as error:
+            engine.generate([1, 2, 3], max_tokens=25)
+        cost = error.value.results[0][0].cost
+        assert (cost.kept, cost.drafted, cost.accepted, cost.discarded) == (7, 10, 5, 5)
+        assert toy.tokens == cost.computed
+
+
 @pytest.mark.parametrize("kind", DRAFTS)
 def test_drafts_on_a_real_model(llama: Model, kind: str) -> None:
     """Tree attention proper: the text is plain decoding's."""
