@@ -209,6 +209,8 @@ def test_the_checkpoint_stops_unless_told_not_to() -> None:
     with Audited(ending, kv_slots=2000) as engine:
         [stopped] = engine.generate([1, 2], max_tokens=30)
         assert (stopped.token_ids, stopped.stop_reason) == (free[: at + 1], end)
+        [later] = engine.generate([1, 2], max_tokens=30, min_tokens=at + 1)
+        assert later.token_ids[: at + 1] == [*free[:at], later.token_ids[at]] != free[: at + 1]
         [ignoring] = engine.generate([1, 2], max_tokens=30, ignore_eos=True)
         assert ignoring.token_ids == free
         [asked] = engine.generate([1, 2], max_tokens=30, ignore_eos=True, stop=end)

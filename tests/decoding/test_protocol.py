@@ -143,6 +143,7 @@ class Matching(ft.Decoder):
         assert output.logits is not None
         emitted: list[list[int]] = []
         kept: list[list[int]] = []
+        logprobs: list[Tensor] = []
         first = 0
         for i, row in enumerate(rows):
             start, end = (0, 0) if draft is None else draft.row_ptr[i : i + 2].tolist()
@@ -151,6 +152,7 @@ class Matching(ft.Decoder):
             node, path, said = 0, [0], list[int]()
             while True:
                 said.append(self._target(row, said, output.logits[first + node]))
+                logprobs.append(output.logits[first + node].log_softmax(-1)[said[-1]])
                 children = [j + 1 for j, parent in enumerate(parents) if parent == node and ids[j] == said[-1]]
                 if not children:
                     break
@@ -164,7 +166,7 @@ class Matching(ft.Decoder):
         def flat(lists: list[list[int]]) -> tuple[Tensor, Tensor]:
             return torch.tensor([x for xs in lists for x in xs]), torch.tensor([0, *np.cumsum([len(xs) for xs in lists])])
 
-        return Decision(*flat(emitted), *flat(kept))
+        return Decision(*flat(emitted), *flat(kept), logprobs=torch.stack(logprobs))
 
     def observe(self, row: Row, ids: Sequence[int]) -> None:
         assert list(ids) == row.output[-len(ids) :], "what a stop cut off is not observed"
@@ -311,13 +313,15 @@ def test_siblings_get_the_prompt_without_what_their_leader_drafted() -> None:
 @pytest.mark.parametrize("at", range(1, 9))
 def test_a_stop_inside_an_accepted_run_cuts_it_there(at: int) -> None:
     toy = Toy(vocabulary=V)
-    known = Known(toy, [[1, 2, 3]], 1, max_tokens=25)
-    tokens = known.outs[0][0].token_ids
+    known = Known(toy, [[1, 2, 3]], 1, max_tokens=25, logprobs="raw")
+    plain = known.outs[0][0]
+    tokens = plain.token_ids
     stop = tokens[at]
     end = tokens.index(stop) + 1
     with Audited(toy, Matching(known.right_chain), kv_slots=4000) as engine:
         [out] = engine.generate([1, 2, 3], max_tokens=25, stop=stop, logprobs="raw")
         assert (out.token_ids, out.finish_reason, out.stop_reason) == (tokens[:end], "stop", stop)
+        assert out.logprobs == pytest.approx(plain.logprobs[:end])
         # The first token is the prompt's; from there on five are drafted and one is not.
         assert out.cost.accepted == sum(i % 6 != 0 for i in range(end))
         assert out.cost.accepted + out.cost.discarded == out.cost.drafted
