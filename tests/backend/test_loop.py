@@ -93,6 +93,19 @@ def test_no_wake_is_lost() -> None:
         until(lambda i=i: len(worker.done) == 12_001 + i)
 
 
+def test_work_that_comes_between_the_last_look_and_going_idle_is_done() -> None:
+    class Late(Worker):
+        def step(self) -> bool:
+            more = super().step()
+            if self.steps == 1:
+                self.post(2)  # it is still on the list, so waking it changes nothing
+            return more
+
+    worker = Late(Loop("test"))
+    worker.post(1)
+    until(lambda: worker.done == [1, 2])
+
+
 def test_workers_take_turns() -> None:
     loop, log = Loop("test"), list[str]()
     one, two = Worker(loop, "a", log), Worker(loop, "b", log)

@@ -6,6 +6,7 @@ everybody is preempted.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -250,6 +251,7 @@ def test_drafts_are_billed_for_what_they_were(kind: str) -> None:
     known = Known(toy, [[1, 2, 3]], 1, max_tokens=25)
     with Audited(toy, Matching(getattr(known, kind)), kv_slots=4000) as engine:
         [out] = engine.generate([1, 2, 3], max_tokens=25)
+        assert engine.pool.cached == 3 + 24, "what is kept of a tree is a plain line, good for the cache"
     cost = out.cost
     if kind in ("wrong_chain", "wrong_siblings"):
         # 25 steps: the first only ends the prompt, and the last has room for no draft.
@@ -299,6 +301,59 @@ def test_drafts_on_a_real_model(llama: Model, kind: str) -> None:
             assert engine.cost.accepted > 100
     with Audited(llama, Matching(getattr(known, kind)), kv_slots=150) as engine:
         assert texts(engine.generate(PROMPTS, n=2, **SAMPLED)) == texts(known.outs)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_trees_in_a_random_schedule(seed: int) -> None:
+    """Trees of any shape, partly right, while requests come, stream and are cancelled in a pool too small for them."""
+    rng, toy = np.random.default_rng(seed), Toy(vocabulary=V)
+    stem = rng.integers(0, V, 20).tolist()
+    prompts = [[*stem[: rng.integers(1, 21)], i] for i in range(12)]
+    options: dict[str, Any] = {"max_tokens": 18, "temperature": 1.0, "seed": seed}
+    known = Known(toy, prompts, 3, **options)
+
+    def propose(row: Row) -> Tree:
+        ids, parents, depth = list[int](), list[int](), [0]
+        right, true = {0}, known.next(row, 8)
+        for _ in range(rng.integers(0, 9)):
+            parent = int(rng.integers(len(depth)))
+            level = depth[parent]
+            hit = parent in right and level < len(true) and rng.random() < 0.7
+            ids.append(true[level] if hit else int(rng.integers(V)))
+            parents.append(parent)
+            depth.append(level + 1)
+            if parent in right and level < len(true) and ids[-1] == true[level]:
+                right.add(len(ids))
+        order = sorted(range(len(ids)), key=lambda j: depth[j + 1])  # shallow first: a cut leaves a tree
+        place = {0: 0} | {j + 1: k + 1 for k, j in enumerate(order)}
+        return [ids[j] for j in order], [place[parents[j]] for j in order]
+
+    async def one(engine: ft.Engine, i: int) -> None:
+        right = [c.token_ids for c in known.outs[i]]
+        await asyncio.sleep(float(rng.random()) * 0.03)
+        if i % 4 == 0:
+            seen = list[int]()
+            stream = engine.astream(prompts[i], **options)
+            async for piece in stream:
+                seen += piece.token_ids
+                if rng.random() < 0.2:
+                    break
+            await stream.aclose()  # type: ignore[attr-defined]
+            assert seen == right[0][: len(seen)]
+        elif i % 4 == 1:
+            task = asyncio.ensure_future(engine.agenerate(prompts[i], n=3, **options))
+            await asyncio.sleep(float(rng.random()) * 0.02)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        else:
+            assert [c.token_ids for c in await engine.agenerate(prompts[i], n=3, **options)] == right
+
+    async def main(engine: ft.Engine) -> None:
+        await asyncio.gather(*(one(engine, i) for i in range(len(prompts))))
+
+    with Audited(toy, Matching(propose), kv_slots=int(rng.integers(45, 120)), prefill_tokens=16) as engine:
+        asyncio.run(main(engine))
+        assert engine.cost.accepted > 0
 
 
 def test_siblings_get_the_prompt_without_what_their_leader_drafted() -> None:
