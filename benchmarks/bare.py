@@ -1,4 +1,4 @@
-"""The bare loop: the least code that decodes a Llama or Qwen3 block in eager torch, as fast as eager goes.
+"""The bare loop: the least code that decodes a Llama or Qwen3 block in eager torch, made of the library's own calls.
 
 One prompt, any number of greedy copies of it, a fixed number of tokens. The prompt is computed once, its keys and values
 are copied to every row, and all rows move in step through one contiguous cache [rows, 2 * kv_heads, positions, dim], keys
@@ -8,7 +8,8 @@ What is done for speed: weights that read the same input are one matrix; on a CP
 faster there than the checkpoint's [out, in] (bfloat16 is not); the residual is added by the matrix product; queries, keys
 and values are turned in one go (values by the angle zero), so that the cache takes one write; query heads that share a KV
 head are its queries in SDPA.
-Not done: anything compiled, captured or written outside torch; reading a prompt that rows share once for all of them.
+Not done: anything compiled, captured or written outside torch; anything in place of a call the library has, such as an RMS
+norm in fewer passes than its own, which an engine may well do better; reading a prompt that rows share once for all.
 """
 
 from __future__ import annotations
