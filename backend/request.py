@@ -213,4 +213,3 @@ class Sample:
     def note_peak(self) -> None:
         """To be called before its slots are given back."""
         self.peak_slots = max(self.peak_slots, sum(row.context.size for row in self.rows) - self.shared_slots)
-        self.shared_slots = 0

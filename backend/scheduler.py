@@ -98,9 +98,9 @@ class Scheduler:
         for row, found in zip(sample.rows, matches, strict=True):
             row.context.adopt(row.pending[: len(found)], found)
             row.pending = row.pending[len(found) :]
-            sample.shared_slots += len(found)
             if not row.computed:
                 sample.prompt_cached += len(found)
+                sample.shared_slots += len(found)
             row.computed = max(row.computed, len(found))
             self.decoder.admit(row)
         self.running.append(sample)

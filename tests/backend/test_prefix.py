@@ -89,6 +89,15 @@ def test_eviction_takes_the_longest_unused_from_their_ends(tree: PrefixTree, poo
     assert pool.free == 64
 
 
+def test_an_edge_cut_in_two_is_as_fresh_as_it_was(tree: PrefixTree) -> None:
+    for ids in ([9], [1, 2, 3], [1, 2, 4]):
+        remember(tree, ids).release()
+    tree.forget([1, 2, 3], 2)
+    tree.forget([1, 2, 4], 2)
+    assert tree.evict(1) == 1
+    assert [len(tree.match(ids)) for ids in ([9], [1, 2])] == [0, 2]
+
+
 def test_what_is_in_use_is_not_evicted(tree: PrefixTree, pool: KVPool) -> None:
     running = remember(tree, [1, 2, 3])
     remember(tree, [1, 2, 3, 4, 5]).release()

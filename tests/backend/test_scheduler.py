@@ -170,6 +170,7 @@ def test_recomputing_is_billed_as_waste_and_the_prompt_once() -> None:
         bill = engine.cost
     assert bill.prompt <= 60
     assert bill.discarded > 0
+    assert {o[0].cost.peak_kv_bytes for o in outs} == {(12 + 30 - 1) * engine.pool.slot_bytes}
     assert toy.tokens == bill.computed - len(outs)
 
 

@@ -26,10 +26,11 @@ def slow_score(toy: Toy, prompt: list[int], continuation: list[int]) -> list[flo
     return [log_softmax(toy.rule([*prompt, *continuation[:i]]))[token] for i, token in enumerate(continuation)]
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 5, 64])
-def test_continuations_are_scored_as_if_each_were_alone(chunk: int) -> None:
+@pytest.mark.parametrize(("chunk", "slots"), [(1, 200), (3, 200), (5, 200), (64, 200), (64, 17)])
+def test_continuations_are_scored_as_if_each_were_alone(chunk: int, slots: int) -> None:
+    """Also where the pool holds no more than the prompt and the longest."""
     toy = Toy(vocabulary=31)
-    with Audited(toy, kv_slots=200, prefill_tokens=chunk) as engine:
+    with Audited(toy, kv_slots=slots, prefill_tokens=chunk) as engine:
         scores = engine.score(PROMPT, CONTINUATIONS)
         for score, continuation in zip(scores, CONTINUATIONS, strict=True):
             assert score.token_ids == continuation

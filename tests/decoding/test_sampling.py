@@ -195,9 +195,9 @@ def row_of(*, seed: int = 0, sample: int = 0, index: int = 0, output: list[int] 
 def test_a_draw_is_the_best_of_log_probability_plus_noise() -> None:
     rows = [
         row_of(seed=5, sample=2, temperature=1.0, output=[3, 4]), row_of(seed=5, temperature=0.5, top_k=3), row_of(seed=9),
-        row_of(seed=5, sample=2, index=1, temperature=1.0, output=[3, 4]),
+        *(row_of(seed=5, sample=2, index=i, temperature=1.0, output=[3, 4]) for i in range(1, 6)),
     ]  # fmt: skip
-    logits = logits_of(3, 4)
+    logits = logits_of(3, len(rows))
     drawn = Sampler().draw(rows, logits)
     for row, own, token in zip(rows, logits, drawn.tokens.tolist(), strict=True):
         scores = slow_process(own.tolist(), row.prompt, row.output, row.request.sampling)
