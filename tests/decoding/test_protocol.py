@@ -142,6 +142,7 @@ class Matching(ft.Decoder):
 
     def decide(self, rows: Sequence[Row], draft: Draft | None, output: Output) -> Decision:
         assert output.logits is not None
+        logits = output.logits.cpu()
         emitted: list[list[int]] = []
         kept: list[list[int]] = []
         logprobs: list[Tensor] = []
@@ -152,8 +153,8 @@ class Matching(ft.Decoder):
             parents = [] if draft is None else draft.parents[start:end].tolist()
             node, path, said = 0, [0], list[int]()
             while True:
-                said.append(self._target(row, said, output.logits[first + node]))
-                logprobs.append(output.logits[first + node].log_softmax(-1)[said[-1]])
+                said.append(self._target(row, said, logits[first + node]))
+                logprobs.append(logits[first + node].log_softmax(-1)[said[-1]])
                 children = [j + 1 for j, parent in enumerate(parents) if parent == node and ids[j] == said[-1]]
                 if not children:
                     break
@@ -162,7 +163,7 @@ class Matching(ft.Decoder):
             emitted.append(said)
             kept.append(path)
             first += 1 + len(ids)
-        assert first == len(output.logits), "one logits row for each root and each drafted token"
+        assert first == len(logits), "one logits row for each root and each drafted token"
 
         def flat(lists: list[list[int]]) -> tuple[Tensor, Tensor]:
             return torch.tensor([x for xs in lists for x in xs]), torch.tensor([0, *np.cumsum([len(xs) for xs in lists])])
@@ -485,7 +486,7 @@ def test_an_embedding_may_stand_for_another_token(llama: Model, extra: list[int]
             pool = model.new_pool(100)
             logits = model.forward(TokenBatch(pool, [calls.Row(pool.new_context(), line)])).logits
             assert logits is not None
-            return logits[-1].numpy()
+            return logits[-1].cpu().numpy()
 
         with Audited(model, Renamed(model, extra), kv_slots=4000) as engine:
             for _ in range(2):
@@ -554,7 +555,7 @@ class Looks(ft.Autoregressive):
         assert len(output.hidden[0]) == len(output.hidden[2]) == len(rows)
         torch.testing.assert_close(torch.nn.functional.linear(output.hidden[2], self.model._head), output.logits)
         last = torch.tensor([row.output[-1] if row.output else row.prompt[-1] for row in rows])
-        torch.testing.assert_close(output.hidden[0], self.model.embed(last))
+        torch.testing.assert_close(output.hidden[0], self.model.embed(last.to(output.logits.device)))
         self.seen += len(rows)
         return super().decide(rows, draft, output)
 
