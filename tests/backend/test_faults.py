@@ -154,9 +154,10 @@ def test_closing_cancels_what_runs_and_what_waits() -> None:
     toy.before = lambda batch: time.sleep(0.002)
     got: list[Any] = []
     with Audited(toy, kv_slots=2000, max_rows=2) as engine:
-        thread = threading.Thread(target=lambda: got.extend(engine.generate([[i] for i in range(4)], max_tokens=400)))
+        thread = threading.Thread(target=lambda: got.extend(engine.generate([[i] for i in range(4)], max_tokens=1900)))
         thread.start()
-        time.sleep(0.05)
+        while toy.calls < 5:
+            time.sleep(0.001)
         engine.close()
         thread.join(20)
     assert [o[0].finish_reason for o in got] == ["cancelled"] * 4
