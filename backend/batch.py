@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -75,18 +76,23 @@ class TokenBatch:
     ) -> None:
         _check(pool, rows)
         self.pool, self.rows, self.embeddings, self.hidden, self.taps = pool, rows, embeddings, tuple(hidden), dict(taps or {})
-        self.counts = np.array([len(row.ids) for row in rows])
-        self.row_ptr: Ints = np.concatenate(([0], np.cumsum(self.counts)))
-        total = int(self.row_ptr[-1])
         trees = {r: ancestor_bits(row.parents) for r, row in enumerate(rows) if row.parents is not None}
         flat: list[int] = []
+        ptr = [0]
         for row in rows:
-            flat.extend(row.ids)
+            flat += row.ids
+            ptr.append(len(flat))
         self.ids: Ints = np.array(flat, np.int64)
-        self.slots = pool.allocate(total)
+        self.row_ptr: Ints = np.array(ptr)
+        self.slots = pool.allocate(len(flat))
         self.positions = self._stage()
         self.views = self._views(trees)
         self.wanted = self._wanted()
+
+    @property
+    def counts(self) -> Ints:
+        """[R] tokens of each row."""
+        return np.diff(self.row_ptr)
 
     def _stage(self) -> Ints:
         """Give every row its slots; return the query positions."""
@@ -119,13 +125,13 @@ class TokenBatch:
                 tree[self.row_ptr[r] : self.row_ptr[r + 1]] = bits
         if any(row.view for row in rows):
             return self._many_parts(tree)
-        sizes = [row.context.size + row.context.pending for row in rows]
+        slot_ptr = np.array(list(accumulate((row.context.size + row.context.pending for row in rows), initial=0)))
         slots = rows[0].context.staged.copy() if len(rows) == 1 else np.concatenate([row.context.staged for row in rows])
         stored = None
         if any(row.context._positions is not None for row in rows):
             stored = np.concatenate([row.context.stored_positions() for row in rows])
         one_each = np.arange(len(rows) + 1)
-        return Views(self.positions, self.row_ptr, one_each, np.concatenate(([0], np.cumsum(sizes))), slots, stored, tree=tree)
+        return Views(self.positions, self.row_ptr, one_each, slot_ptr, slots, stored, tree=tree)
 
     def _many_parts(self, tree: Ints | None) -> Views:
         slots, stored, offsets, last, part_ptr = [], [], [], [], [0]
@@ -186,16 +192,24 @@ class TokenBatch:
 
 def _check(pool: KVPool, rows: Sequence[Row]) -> None:
     """Refuse what could not be staged whole, before anything is."""
-    if not rows or not all(len(row.ids) for row in rows):
-        raise ValueError("a row without new tokens")
-    if any(row.context.pending for row in rows) or len({id(row.context) for row in rows}) < len(rows):
-        raise ValueError("a context takes new tokens from one row of a call at a time")
+    if not rows:
+        raise ValueError("a call without new tokens")
+    seen = set()
     for row in rows:
-        if row.context.pool is not pool or any(part.context.pool is not pool for part in row.view):
+        context, count = row.context, len(row.ids)
+        if not count:
+            raise ValueError("a row without new tokens")
+        if context.pending or id(context) in seen:
+            raise ValueError("a context takes new tokens from one row of a call at a time")
+        seen.add(id(context))
+        if context.pool is not pool:
             raise ValueError("a context of another pool")
-        for name, given in (("positions", row.positions), ("parents", row.parents)):
-            if given is not None and len(given) != len(row.ids):
-                raise ValueError(f"{len(given)} {name} for {len(row.ids)} tokens")
+        if row.positions is not None and len(row.positions) != count:
+            raise ValueError(f"{len(row.positions)} positions for {count} tokens")
+        if row.parents is not None and len(row.parents) != count:
+            raise ValueError(f"{len(row.parents)} parents for {count} tokens")
         for part in row.view:
-            if part.last is not None and np.size(part.last) not in (1, len(row.ids)):
-                raise ValueError(f"a part with {np.size(part.last)} last visible positions for {len(row.ids)} tokens")
+            if part.context.pool is not pool:
+                raise ValueError("a context of another pool")
+            if part.last is not None and np.size(part.last) not in (1, count):
+                raise ValueError(f"a part with {np.size(part.last)} last visible positions for {count} tokens")

@@ -69,6 +69,8 @@ class Decision:
         for ids in (emitted, *self.pending.values()):
             if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
                 raise ValueError(f"the decoder gave token ids {ids}: the vocabulary has {vocabulary}")
+        if kept is None and not (self.emitted_ptr is not None or logprobs or self.pending or self.embeddings or self.failed):
+            return [Share([token], [], [token], None, None, None) for token in emitted]
         shares, start, first = [], 0, 0
         for i, (end, last) in enumerate(zip(ends, kept_ends, strict=True)):
             ids = emitted[start:end]

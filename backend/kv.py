@@ -16,7 +16,7 @@ from ..kernels.rotary import Rotary
 from ..kernels.views import Ints
 
 SORT_SLOTS = 64
-"""Once so many slots come back together, the free ones are put in order again: one row's slots side by side need no gather."""
+"""Once so many slots, or a 64th of the pool, came back, free ones are put in order again: slots side by side need no gather."""
 
 
 class PoolFull(RuntimeError):
@@ -46,7 +46,7 @@ class KVPool:
         self._refs = np.zeros(size, np.int32)
         self._held = np.zeros(size, np.bool_)
         self._free = np.arange(size - 1, -1, -1, dtype=np.int64)  # a stack; popped in ascending order, so that runs stay together
-        self._mixed = False  # much came back since it was last in order
+        self._returned = 0  # since it was last in order
         self._top = size
         self._cached = 0
 
@@ -75,9 +75,9 @@ class KVPool:
         """``n`` free slots, counted once each. Raises :class:`PoolFull`, changing nothing, when there are fewer."""
         if n > self._top:
             raise PoolFull(f"{n} slots asked, {self._top} free of {self.size} ({self.used} used, {self._cached} cached)")
-        if self._mixed:
+        if self._returned >= max(SORT_SLOTS, self.size // 64):
             self._free[: self._top] = -np.sort(-self._free[: self._top])
-            self._mixed = False
+            self._returned = 0
         self._top -= n
         slots: Ints = self._free[self._top : self._top + n][::-1].copy()
         self._refs[slots] = 1
@@ -157,7 +157,7 @@ class KVPool:
     def _push(self, slots: Ints) -> None:
         self._free[self._top : self._top + len(slots)] = slots[::-1]
         self._top += len(slots)
-        self._mixed |= len(slots) >= SORT_SLOTS
+        self._returned += len(slots)
 
 
 class Context:

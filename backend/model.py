@@ -85,10 +85,11 @@ class Model(ABC):
 
     def check(self, batch: TokenBatch) -> None:
         """Refuse, with the value in the message, what no model can compute."""
-        if int(batch.positions.max()) >= self.info.max_positions:
-            raise ValueError(f"position {int(batch.positions.max())}: {self.info.name} has {self.info.max_positions} positions")
-        if not 0 <= int(batch.ids.min()) <= int(batch.ids.max()) < self.info.vocab_size:
-            bad = batch.ids[(batch.ids < 0) | (batch.ids >= self.info.vocab_size)]
-            raise ValueError(f"token id {int(bad[0])} outside a vocabulary of {self.info.vocab_size}")
-        if not self.info.rotation and batch.views.offsets is not None and batch.views.offsets.any():
+        info, ids = self.info, batch.ids.tolist()
+        if (last := max(batch.positions.tolist())) >= info.max_positions:
+            raise ValueError(f"position {last}: {info.name} has {info.max_positions} positions")
+        if not 0 <= min(ids) <= max(ids) < info.vocab_size:
+            bad = next(i for i in ids if not 0 <= i < info.vocab_size)
+            raise ValueError(f"token id {bad} outside a vocabulary of {info.vocab_size}")
+        if batch.views.offsets is not None and not info.rotation and batch.views.offsets.any():
             raise ValueError(f"{self.info.name} has keys without rotary position: its views take no offsets")

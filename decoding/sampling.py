@@ -102,20 +102,25 @@ class Sampler:
         """Whether some row's logits are not used as they are."""
         self._greedy = True
         """Whether every row is greedy."""
+        self._fewest = 0
+        """The largest ``min_tokens`` of a row."""
+        self._asked: list[str | None] = []
+        """Which log-probability each row wants; empty if none does."""
         self._vocabulary: Tensor | None = None
 
     def draw(self, rows: Sequence[Row], logits: Tensor) -> Drawn:
         """A token for each of ``rows`` from its ``logits`` [N, vocabulary]. A row of NaN or no finite logit fails alone."""
         self._prepare(rows)
         best, tokens = logits.max(-1)
-        failed: dict[int, Exception] = {
-            i: FloatingPointError(f"the largest logit for output token {len(rows[i].output)} is {value}")
-            for i, value in enumerate(best.tolist())
-            if not math.isfinite(value)
-        }
-        starved = [row for row in rows if len(row.output) < row.request.min_tokens]
+        failed: dict[int, Exception] = {}
+        values = best.tolist()
+        if not math.isfinite(sum(values)):  # some value is not, or large ones added up to it
+            for i, value in enumerate(values):
+                if not math.isfinite(value):
+                    failed[i] = FloatingPointError(f"the largest logit for output token {len(rows[i].output)} is {value}")
+        starved = self._fewest > 0 and any(len(row.output) < row.request.min_tokens for row in rows)
         if self._greedy and not self._edits and not starved:
-            return Drawn(tokens, self._logprobs(rows, logits, None, tokens), failed)
+            return Drawn(tokens, self._logprobs(logits, None, tokens), failed)
         masked = self._mask_stops(rows, logits) if starved else logits
         processed = process(masked, self._sampling, [r.prompt for r in rows], [r.output for r in rows])
         best, tokens = (processed + self._noise(rows, logits)).max(-1)
@@ -123,7 +128,7 @@ class Sampler:
             for i, value in enumerate(best.tolist()):
                 if not math.isfinite(value):
                     failed.setdefault(i, ValueError(f"output token {len(rows[i].output)}: all tokens are ruled out"))
-        return Drawn(tokens, self._logprobs(rows, logits, processed, tokens), failed)
+        return Drawn(tokens, self._logprobs(logits, processed, tokens), failed)
 
     def _prepare(self, rows: Sequence[Row]) -> None:
         if self._rows == rows:
@@ -132,6 +137,10 @@ class Sampler:
         self._sampling = [row.request.sampling for row in rows]
         self._edits = any(s.edits_logits for s in self._sampling)
         self._greedy = all(s.temperature == 0 for s in self._sampling)
+        self._fewest = max(row.request.min_tokens for row in rows)
+        self._asked = [row.request.logprobs for row in rows]
+        if not any(self._asked):
+            self._asked.clear()
         streams = [noise.stream(row.request.seed, row.sample, noise.Lane.TARGET, row.index) for row in rows]
         self._streams = np.array(streams, np.uint64)
 
@@ -150,11 +159,9 @@ class Sampler:
                 masked[i, list(row.request.stop_ids)] = -torch.inf
         return masked
 
-    @staticmethod
-    def _logprobs(rows: Sequence[Row], logits: Tensor, processed: Tensor | None, tokens: Tensor) -> Tensor | None:
-        asked = [row.request.logprobs for row in rows]
-        if not any(asked):
+    def _logprobs(self, logits: Tensor, processed: Tensor | None, tokens: Tensor) -> Tensor | None:
+        if not self._asked:
             return None
         raw = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
         drawn = torch.zeros_like(raw) if processed is None else processed.gather(1, tokens[:, None])[:, 0]
-        return torch.where(torch.tensor([a == "processed" for a in asked], device=raw.device), drawn, raw)
+        return torch.where(torch.tensor([a == "processed" for a in self._asked], device=raw.device), drawn, raw)

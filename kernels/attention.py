@@ -52,19 +52,23 @@ def attend(
     (float64 for float64), sinks included. A query that sees nothing has output 0 and lse -inf (the sink's, with sinks).
     For inference: no gradient flows through an lse, so none is right where groups or sinks are merged.
     """
-    if q.dim() != 3 or k.dim() != 3 or v.dim() != 3:
-        raise ValueError(f"q, k, v are [tokens or slots, heads, dim], not {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
-    if q.shape[1] % k.shape[1] or k.shape[:2] != v.shape[:2] or q.shape[2] != k.shape[2]:
+    try:
+        (queries, heads, dim), (slots, kv_heads, dim_k), (slots_v, kv_heads_v, _) = q.shape, k.shape, v.shape
+    except ValueError:
+        shapes = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        raise ValueError(f"q, k, v are [tokens or slots, heads, dim], not {shapes}") from None
+    if heads % kv_heads or kv_heads != kv_heads_v or slots != slots_v or dim != dim_k:
         raise ValueError(f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
-    if q.shape[0] != views.queries:
-        raise ValueError(f"{q.shape[0]} query rows for views of {views.queries}")
+    if queries != len(views.positions):
+        raise ValueError(f"{queries} query rows for views of {views.queries}")
     if window is not None and window < 1:
         raise ValueError(f"window={window}: at least 1")
-    if rotary is None and views.offsets is not None and views.offsets.any():
+    if views.offsets is not None and rotary is None and views.offsets.any():
         raise ValueError("a part has a rotation offset, but this model has no rotary embedding to turn queries by")
-    if sinks is not None and sinks.shape != q.shape[1:2]:
-        raise ValueError(f"sinks {tuple(sinks.shape)} for {q.shape[1]} query heads")
-    choose(impl)
+    if sinks is not None and sinks.shape != (heads,):
+        raise ValueError(f"sinks {tuple(sinks.shape)} for {heads} query heads")
+    if impl not in IMPLEMENTATIONS:
+        choose(impl)
     with_lse = need_lse or sinks is not None
     out, lse = reference.attend(q, k, v, views, scale=scale, window=window, softcap=softcap, rotary=rotary, need_lse=with_lse)
     if sinks is not None:

@@ -11,6 +11,11 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
 
     out [..., dim_v], lse [...] natural log-sum-exp. Exact; a side with lse -inf has weight zero; both -inf give 0 and -inf.
     """
-    weight = torch.where(lse_b == -torch.inf, 0.0, torch.sigmoid(lse_b - lse_a)).unsqueeze(-1)
-    out = torch.lerp(out_a.to(lse_a.dtype), out_b.to(lse_a.dtype), weight).to(out_a.dtype)
-    return out, torch.logaddexp(lse_a, lse_b)
+    return blend(out_a, lse_a, out_b, lse_b), torch.logaddexp(lse_a, lse_b)
+
+
+def blend(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
+    """The output of :func:`merge` alone."""
+    # Both -inf: their difference is NaN, and then side b weighs nothing.
+    weight = (lse_b - lse_a).nan_to_num_(nan=-torch.inf).sigmoid_().unsqueeze(-1)
+    return torch.lerp(out_a.to(lse_a.dtype), out_b.to(lse_a.dtype), weight).to(out_a.dtype)

@@ -7,9 +7,11 @@ several rows share read once. Groups over disjoint keys are merged by log-sum-ex
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +28,24 @@ MASK_CELLS = 1 << 22
 """A long chunk is cut so that its mask has at most about so many cells."""
 SHARE_SLOTS = 256
 """Reading a prefix once pays from so many slot reads saved: below, the extra launches and the merge cost more."""
-PAD_SLOTS = 2048
+PAD_SLOTS = 512
 """Rows of unlike length are split into groups once padding wastes so many slot reads."""
+
+
+class Grid(NamedTuple):
+    """Slots that lie evenly: the ``j``-th of entry ``e`` is ``first + e * apart + j * step``. A strided view reads them."""
+
+    first: int
+    apart: int
+    step: int
+
+
+class _Rooms(threading.local):
+    def __init__(self) -> None:
+        self.of: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+
+
+_rooms = _Rooms()
 
 
 @dataclass(slots=True)
@@ -36,8 +54,8 @@ class Group:
 
     entries: int
     length: int
-    slots: Tensor | slice
-    """[E * L] pool rows, or a run of them when one entry's slots lie side by side."""
+    slots: Tensor | Grid
+    """[E * L] pool rows, or the grid they are."""
     queries: Tensor | None = None
     """[E * n] row of q of each query; None: all of q, in order."""
     mask: Tensor | None = None
@@ -53,7 +71,6 @@ class Group:
     lone: bool = False
     """One query that sees all of one run of slots: nothing is to be gathered, masked or put in place."""
     _biases: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
-    _rooms: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def bias(self, rows: int, dtype: torch.dtype) -> Tensor | None:
         """The mask as [E, 1, rows, L] of 0 and -inf, each query's line repeated for the heads that share a KV head."""
@@ -65,16 +82,15 @@ class Group:
             self._biases[rows, dtype] = (bias if n == 1 else bias.repeat_interleave(rows // n, 1)).unsqueeze(1)
         return self._biases[rows, dtype]
 
-    def rooms(self, k: Tensor, v: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-        """Where every layer gathers up to ``slots`` slots of K and of V: fresh memory for each costs more than the attention."""
-        key = (slots, k.shape, v.shape, k.dtype)
-        if key not in self._rooms:
-            with torch.inference_mode(False):  # or no later call outside that mode could use them
-                self._rooms[key] = (
-                    torch.empty(slots, *k.shape[1:], dtype=k.dtype, device=k.device),
-                    torch.empty(slots, *v.shape[1:], dtype=v.dtype, device=v.device),
-                )
-        return self._rooms[key]
+
+def rooms(k: Tensor, v: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Where this thread gathers up to ``slots`` slots of K and V, kept between calls: fresh memory costs more than attention."""
+    key = (k.shape[1:], v.shape[1:], k.dtype)
+    room = _rooms.of.get(key)
+    if room is None or len(room[0]) < slots:
+        with torch.inference_mode(False):  # or no later call outside that mode could use them
+            room = _rooms.of[key] = k.new_empty(slots, *k.shape[1:]), v.new_empty(slots, *v.shape[1:])
+    return room
 
 
 Plan = list[list[Group]]
@@ -86,31 +102,59 @@ def plan_for(views: Views, window: int | None, device: torch.device) -> Plan:
     key = ("torch", window, device)
     plan: Plan | None = views.plans.get(key)
     if plan is None:
-        lone = _lone(views, window, device)
-        plan = views.plans[key] = _Planner(views, window, device).plan() if lone is None else [[lone]]
+        plan = views.plans[key] = _plain(views, window, device) or _Planner(views, window, device).plan()
     return plan
 
 
-def _lone(views: Views, window: int | None, device: torch.device) -> Group | None:
-    """The one group of a step of plain decoding, by far the most frequent call: one causal query over one part."""
-    if len(views.positions) != 1 or len(views.query_ptr) != 2 or len(views.slot_ptr) != 2:
+def _plain(views: Views, window: int | None, device: torch.device) -> Plan | None:
+    """The plan of what is called most by far, a step of plain decoding, at a fraction of the planner's cost; else None.
+
+    That is one causal query a row: of one row, or of rows of one length that share a prefix and nothing else, as samples do.
+    """
+    rows, listed = len(views.positions), len(views.slots)
+    if not rows or listed % rows or len(views.query_ptr) != rows + 1 or len(views.slot_ptr) != rows + 1:
         return None
     if not (views.slot_positions is views.offsets is views.last is views.tree is None):
         return None
-    position, length = int(views.positions[0]), len(views.slots)
-    first = 0 if window is None else max(0, position - window + 1)
-    if not first < length <= position + 1:
+    length, position = listed // rows, int(views.positions[0] if rows == 1 else views.positions.min())
+    if not length or length > position + 1:
         return None
-    rows = _pool_rows(views.slots[first:], device)
-    return Group(1, length - first, rows, lone=isinstance(rows, slice))
+    if rows == 1:
+        first = 0 if window is None else max(0, position - window + 1)
+        return None if first >= length else [[_lone(views.slots[first:], device)]]
+    each = np.arange(rows + 1)
+    if window is not None or (views.query_ptr != each).any() or (views.slot_ptr != length * each).any():
+        return None
+    table = views.slots.reshape(rows, length)
+    same = (table == table[0]).all(0)
+    common = int(same.argmin())
+    if same[common] or len(set(table[:, common].tolist())) < rows:
+        return None
+    if common * (rows - 1) < SHARE_SLOTS:
+        return [[Group(rows, length, _pool_rows(table, device))]]
+    shared, own = _pool_rows(table[:1, :common], device), _pool_rows(table[:, common:], device)
+    return [[Group(1, common, shared)], [Group(rows, length - common, own)]]
 
 
-def _pool_rows(table: Ints, device: torch.device) -> Tensor | slice:
-    """The slots of one entry, as a slice where they lie side by side."""
-    first, length = int(table[0]), len(table)
-    if int(table[-1]) - first == length - 1 and (table[1:] > table[:-1]).all():
-        return slice(first, first + length)
-    return torch.from_numpy(table).to(device)
+def _lone(slots: Ints, device: torch.device) -> Group:
+    """One query that sees all of ``slots``."""
+    first, length = int(slots[0]), len(slots)
+    if int(slots[-1]) - first == length - 1 and np.count_nonzero(slots[1:] > slots[:-1]) == length - 1:
+        return Group(1, length, Grid(first, 1, 1), lone=True)
+    rows = _pool_rows(slots[None], device)
+    return Group(1, length, rows, lone=isinstance(rows, Grid))
+
+
+def _pool_rows(table: Ints, device: torch.device) -> Tensor | Grid:
+    """The slots [E, L] of a group, as a grid where they are one: one sequence alone, or several that have grown in step."""
+    (entries, length), first = table.shape, int(table[0, 0])
+    apart = int(table[1, 0]) - first if entries > 1 else 1
+    step = int(table[0, 1]) - first if length > 1 else 1
+    if apart > 0 and step > 0 and int(table[-1, -1]) == first + apart * (entries - 1) + step * (length - 1):
+        line = first + step * np.arange(length)
+        if (table == (line if entries == 1 else line + apart * np.arange(entries)[:, None])).all():
+            return Grid(first, apart, step)
+    return torch.from_numpy(np.ascontiguousarray(table.reshape(-1))).to(device)
 
 
 @dataclass(slots=True)
@@ -231,13 +275,7 @@ class _Planner:
             fits = np.flatnonzero((queries > above) & (queries <= width))
             if not len(fits):
                 continue
-            sizes = entries.length[fits]
-            if len(fits) * sizes.max() - sizes.sum() < PAD_SLOTS:
-                yield fits
-                continue
-            power = np.ceil(np.log2(np.maximum(sizes, 64))).astype(np.int64)
-            for p in np.unique(power):
-                yield fits[power == p]
+            yield from _alike(fits, entries.length[fits])
 
     def _chunk(self, entry: _Entries) -> Iterator[Group]:
         """A long row, cut so that no mask gets too large."""
@@ -271,11 +309,9 @@ class _Planner:
             target=None if whole else self._tensor(query if real is None else query[real]),
         )
 
-    def _slots(self, runs: _Entries) -> Tensor | slice:
+    def _slots(self, runs: _Entries) -> Tensor | Grid:
         """[E * L] pool rows of the entries, each padded with its own last one: what pads must be no other row's."""
-        if len(runs.row) == 1:
-            return _pool_rows(self.views.slots[runs.start[0] : runs.start[0] + runs.length[0]], self.device)
-        return self._tensor(self.views.slots[_columns(runs)].reshape(-1))
+        return _pool_rows(self.views.slots[_columns(runs)], self.device)
 
     def _visible(self, runs: _Entries, asking: _Entries, query: Ints, token: Ints, tree: Ints | None) -> Bools | None:
         """[E, n, L] what each query sees of its entry, padding left out; None: everything.
@@ -329,6 +365,18 @@ class _Planner:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+def _alike(index: Ints, sizes: Ints) -> Iterator[Ints]:
+    """``index`` cut, longest first, wherever padding to the longest would cost more than a group."""
+    order = np.argsort(-sizes, kind="stable")
+    first, longest, waste = 0, int(sizes[order[0]]), 0
+    for at, size in enumerate(sizes[order].tolist()):
+        waste += longest - size
+        if waste > PAD_SLOTS:
+            yield np.sort(index[order[first:at]])
+            first, longest, waste = at, size, 0
+    yield np.sort(index[order[first:]])
 
 
 def _columns(runs: _Entries) -> Ints:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .merge import merge
-from .plan import Group, plan_for
+from .merge import blend, merge
+from .plan import Grid, Group, plan_for, rooms
 from .rotary import Rotary
 from .views import Views
 
@@ -18,7 +18,7 @@ BLOCK_BYTES = 1 << 21
 """On a CPU, K (and V) of a group is gathered in pieces of so many bytes a thread, which stay in its cache until they are used."""
 
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_flash = torch._scaled_dot_product_flash_attention_for_cpu
 
 
 def attend(
@@ -37,15 +37,19 @@ def attend(
     plan = plan_for(views, window, q.device)
     if not need_lse and len(plan) == 1 and len(plan[0]) == 1 and plan[0][0].lone:
         # Plain decoding of one row: a few calls fewer in each layer.
-        slots, kv_heads = plan[0][0].slots, k.shape[1]
-        keys, values = k[slots].transpose(0, 1)[None], v[slots].transpose(0, 1)[None]
+        kv_heads, keys, values = k.shape[1], _in_place(k, plan[0][0]), _in_place(v, plan[0][0])
         return _softmax(q.view(1, kv_heads, -1, q.shape[2]), keys, values, None, scale, softcap)[0].view(1, q.shape[1], -1), None
-    need_lse = need_lse or len(plan) > 1
+    every = need_lse or len(plan) > 1
     state: tuple[Tensor, Tensor | None] | None = None
-    for layer in plan:
-        parts = [(group, *_run(q, k, v, group, scale, softcap, rotary, need_lse)) for group in layer]
+    for i, layer in enumerate(plan):
+        parts = [(group, *_run(q, k, v, group, scale, softcap, rotary, every)) for group in layer]
         new = parts[0][1:] if len(parts) == 1 and parts[0][0].target is None else _scatter(q, v, parts)
-        state = new if state is None else merge(*state, *new)  # type: ignore[arg-type]
+        if state is None:
+            state = new
+        elif need_lse or i + 1 < len(plan):
+            state = merge(*state, *new)  # type: ignore[arg-type]
+        else:
+            state = blend(*state, *new), None  # type: ignore[arg-type]
     return state if state is not None else _scatter(q, v, [])
 
 
@@ -87,13 +91,13 @@ def _finish(result: Tensor, group: Group, nothing: float) -> Tensor:
 def _pieces(rows: Tensor, k: Tensor, v: Tensor, group: Group, scale: float, softcap: float | None) -> tuple[Tensor, Tensor]:
     """Gather what a group reads and attend to it: all at once, or as many entries at a time as a CPU's cache holds."""
     length, slots, bias = group.length, group.slots, group.bias(rows.shape[2], rows.dtype)
-    if isinstance(slots, slice):
-        return _softmax(rows, k[slots].transpose(0, 1)[None], v[slots].transpose(0, 1)[None], bias, scale, softcap)
+    if isinstance(slots, Grid):
+        return _softmax(rows, _in_place(k, group), _in_place(v, group), bias, scale, softcap)
     step = group.entries
     if rows.device.type == "cpu":
         step = min(step, max(1, BLOCK_BYTES * torch.get_num_threads() // (length * k.shape[1] * k.shape[2] * k.itemsize)))
     # What autograd may still need is not gathered over.
-    room_k, room_v = (None, None) if torch.is_grad_enabled() else group.rooms(k, v, step * length)
+    room_k, room_v = rooms(k, v, step * length) if rows.is_cpu and not torch.is_grad_enabled() else (None, None)
     if step == group.entries:
         return _softmax(rows, _gather(k, slots, length, room_k), _gather(v, slots, length, room_v), bias, scale, softcap)
     results: list[tuple[Tensor, Tensor]] = []
@@ -102,6 +106,13 @@ def _pieces(rows: Tensor, k: Tensor, v: Tensor, group: Group, scale: float, soft
         keys, values = _gather(k, index, length, room_k), _gather(v, index, length, room_v)
         results.append(_softmax(some, keys, values, None if bias is None else bias[first : first + step], scale, softcap))
     return torch.cat([out for out, _ in results]), torch.cat([lse for _, lse in results])
+
+
+def _in_place(pool: Tensor, group: Group) -> Tensor:
+    """[E, kv_heads, L, dim] the slots of a grid, where they lie."""
+    (slot, head, one), (_, heads, dim), (first, apart, step) = pool.stride(), pool.shape, group.slots
+    shape, strides = (group.entries, heads, group.length, dim), (apart * slot, head, step * slot, one)
+    return pool.as_strided(shape, strides, pool.storage_offset() + first * slot)
 
 
 def _gather(pool: Tensor, index: Tensor, length: int, room: Tensor | None) -> Tensor:
@@ -120,7 +131,7 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float,
     """
     if softcap is None and q.device.type == "cpu" and k.shape[-1] == v.shape[-1]:
         # What scaled_dot_product_attention runs on a CPU, but this also tells the log-sum-exp.
-        return _flash(q, k, v, 0.0, False, attn_mask=bias, scale=scale)  # type: ignore[no-any-return]
+        return _flash(q, k, v, 0.0, False, attn_mask=bias, scale=scale)
     wide = _wide(q)
     scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) * scale
     if softcap is not None:

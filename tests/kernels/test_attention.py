@@ -385,7 +385,7 @@ def test_long_chunks_are_cut(write, agree, monkeypatch, cells, window):
     assert max(group.mask.numel() for group in groups if group.mask is not None) <= max(cells, 80)
 
 
-@pytest.mark.parametrize(("pad", "read"), [(10**6, 7 * 200), (1, 4 * 64 + 2 * 66 + 200)])
+@pytest.mark.parametrize(("pad", "read"), [(10**6, 7 * 200), (1, 3 + 3 * 66 + 200 + 2)])
 def test_unlike_lengths_are_padded_apart(write, agree, monkeypatch, pad, read):
     monkeypatch.setattr(plan, "PAD_SLOTS", pad)
     views = write.views(decode_rows(write, 1, 2, 64, 65, 66, 200, 3))
