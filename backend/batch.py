@@ -56,6 +56,8 @@ class Output:
     """[N, vocabulary], as the model computes them; None for a model without an LM head."""
     hidden: dict[int, Tensor] = field(default_factory=dict)
     """Asked layer -> [N, width]: the residual stream entering that layer; layer ``layers`` is the final-normed output."""
+    tokens: int = 0
+    """New tokens in the call, as the engine counts them."""
 
 
 class TokenBatch:

@@ -9,15 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 from ..kernels.views import Ints
 from ..schema import FinishReason
 from .batch import Output
 from .kv import KVPool
+from .model import Model
 from .request import Request, Row
 
 
@@ -33,6 +34,13 @@ class Draft:
     """[R + 1] int64"""
     log_q: Tensor | None = None
     """[N, vocabulary] or [N]: log-probabilities the tokens were drawn from, where a rule needs them."""
+    _lists: tuple[list[int], list[int], list[int]] | None = None
+
+    def lists(self) -> tuple[list[int], list[int], list[int]]:
+        """ids, parents and row pointers on the host."""
+        if self._lists is None:
+            self._lists = self.ids.tolist(), self.parents.tolist(), self.row_ptr.tolist()
+        return self._lists
 
 
 @dataclass(slots=True)
@@ -44,7 +52,7 @@ class Decision:
     emitted_ptr: Tensor | None = None
     """[R + 1]; None: one token each."""
     kept: Tensor | None = None
-    """[K] int64, within the row (0 is the root): whose KV stays, a path from the root. None: all of each row's tokens."""
+    """[K] int64, within the row (0 is the root): whose KV stays, a path from the root. None, with no draft: the root's."""
     kept_ptr: Tensor | None = None
     pending: Mapping[int, list[int]] = field(default_factory=dict)
     """Row index -> the tokens to feed next; default: the last one emitted. Those not emitted are billed as injected."""
@@ -55,7 +63,7 @@ class Decision:
     failed: Mapping[int, Exception] = field(default_factory=dict)
     """Row index -> why this row cannot go on; the others do."""
 
-    def split(self, tokens: Sequence[int], vocabulary: int) -> list[Share]:
+    def split(self, tokens: Sequence[int], vocabulary: int, draft: Draft | None = None) -> list[Share]:
         """Each row's share. ``tokens``: how many of each row the call had, root included; 0 for a row that only shares logits.
 
         Raises ``ValueError`` for a decision that does not fit: nothing may be committed on the word of a broken one.
@@ -63,6 +71,9 @@ class Decision:
         emitted, logprobs = self.emitted.tolist(), [] if self.logprobs is None else self.logprobs.tolist()
         ends = _ends(self.emitted_ptr, len(tokens), len(emitted), "emitted")
         kept = None if self.kept is None else self.kept.cpu().numpy()
+        if kept is None and draft is not None and len(draft.ids):
+            raise ValueError(f"{len(draft.ids)} drafted tokens, and the decision does not say in kept which of them stay")
+        parents = [] if draft is None else draft.lists()[1]
         kept_ends = ends if kept is None else _ends(self.kept_ptr, len(tokens), len(kept), "kept")
         if logprobs and len(logprobs) != len(emitted):
             raise ValueError(f"{len(logprobs)} logprobs for {len(emitted)} emitted tokens")
@@ -71,7 +82,7 @@ class Decision:
                 raise ValueError(f"the decoder gave token ids {ids}: the vocabulary has {vocabulary}")
         if kept is None and not (self.emitted_ptr is not None or logprobs or self.pending or self.embeddings or self.failed):
             return [Share([token], [], [token], None, None, None) for token in emitted]
-        shares, start, first = [], 0, 0
+        shares, start, first, begin = [], 0, 0, 0
         for i, (end, last) in enumerate(zip(ends, kept_ends, strict=True)):
             ids = emitted[start:end]
             pending = self.pending.get(i, ids[-1:])
@@ -79,11 +90,17 @@ class Decision:
             if not pending and failed is None:
                 raise ValueError("a row that emits nothing must be given tokens to feed next")
             path = None if kept is None or not tokens[i] else kept[first:last]
-            if path is not None and len(path) and (path[0] < 0 or path[-1] >= tokens[i] or (np.diff(path) < 1).any()):
-                raise ValueError(f"kept={path.tolist()}: ascending, of the row's {tokens[i]} tokens")
+            if path is not None and not _is_path(path.tolist(), parents[begin : begin + tokens[i] - 1]):
+                raise ValueError(f"kept={path.tolist()}: a path from the root among the row's {tokens[i]} tokens")
+            begin += max(0, tokens[i] - 1)
             shares.append(Share(ids, logprobs[start:end], pending, self.embeddings.get(i), path, failed))
             start, first = end, last
         return shares
+
+
+def _is_path(path: list[int], parents: list[int]) -> bool:
+    """Whether ``path`` goes from the root along ``parents``, those of tokens 1, 2, …"""
+    return all(0 <= node <= len(parents) and (parents[node - 1] if node else -1) == last for last, node in pairwise([-1, *path]))
 
 
 class Share(NamedTuple):
@@ -117,6 +134,10 @@ class Decoder(ABC):
     hidden: tuple[int, ...] = ()
     """Layers whose input the decisions need, in ``Output.hidden``."""
 
+    def bind(self, model: Model) -> None:
+        """Once, by the engine that is built on it. Raises ``ValueError``, with the reason, where it cannot serve ``model``."""
+        return None
+
     def open(self, request: Request, sample: int, pool: KVPool) -> list[Row]:
         """The rows that make one sample; the first one's output is the completion's."""
         prompt = list(request.prompt)
@@ -131,7 +152,12 @@ class Decoder(ABC):
         return None
 
     def draft(self, rows: Sequence[Row], budget: int) -> Draft | None:
-        """Proposals for ``rows``, at most ``budget`` tokens in all; None for none. No deeper than tokens are still to come."""
+        """Proposals for ``rows``, at most ``budget`` tokens in all; None for none.
+
+        No deeper than tokens are still to come, less the one that every step gives; a row's tree has at most 64 tokens unless
+        it is a chain. A step that failed is tried again row by row: what is asked here and in ``decide`` may not yet count
+        as having happened; ``observe`` says what has.
+        """
         return None
 
     @abstractmethod

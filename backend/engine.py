@@ -49,6 +49,7 @@ class Engine(Generator):
     ) -> None:
         if prefill_tokens < 1 or max_rows < 1:
             raise ValueError(f"prefill_tokens={prefill_tokens}, max_rows={max_rows}: at least 1")
+        decoder.bind(model)
         self.model, self.decoder = model, decoder
         self.pool: KVPool = model.new_pool(_default_slots(model) if kv_slots is None else kv_slots)
         self._runner = Runner(model, decoder, self.pool, prefill_tokens, max_rows)

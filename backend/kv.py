@@ -231,7 +231,9 @@ class Context:
         first, count = self.size, self.pending if kept is None else len(kept)
         if (sum(spans) if spans is not None else count) != len(ids):
             raise ValueError(f"{len(ids)} token ids for {count} kept slots" + (f" of spans {list(spans)}" if spans else ""))
-        if kept is not None:
+        if kept is not None and count and kept[-1] == count - 1:  # the first ones, in order: nothing moves
+            self.pool.release(self._slots[first + count : first + self.pending].copy())
+        elif kept is not None:
             staged = self._slots[first : first + self.pending].copy()
             thrown = np.ones(len(staged), np.bool_)
             thrown[kept] = False

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -70,7 +71,9 @@ class Runner:
     def call(self, batch: TokenBatch) -> Output:
         """One counted model call."""
         self._forwards += 1
-        return self.model.forward(batch)
+        output = self.model.forward(batch)
+        output.tokens = len(batch.ids)
+        return output
 
     def make_free(self, slots: int) -> bool:
         """Free ``slots`` slots, from the cache and then from the youngest samples; whether it could be done."""
@@ -169,14 +172,16 @@ class Runner:
                 sources += [places[id(row)] for row in leader.rows]
         step.drafted = [0] * len(step.rows)
         if draft is not None:
-            more = len(step.rows) + 1 - len(draft.row_ptr)  # rows that were not there when it was made
-            draft = Draft(draft.ids, draft.parents, torch.cat((draft.row_ptr, draft.row_ptr[-1:].expand(more))), draft.log_q)
-            step.drafted = draft.row_ptr.diff().tolist()
+            ends = draft.lists()[2]
+            if more := len(step.rows) + 1 - len(ends):  # rows that were not there when it was made
+                ends = ends + ends[-1:] * more
+                draft = Draft(draft.ids, draft.parents, torch.tensor(ends), draft.log_q)
+            step.drafted = [end - begin for begin, end in pairwise(ends)]
         tokens = [1 + drafted for drafted in step.drafted[:computed]]
         if sources:
             output = _repeat(output, tokens, sources)
         decision = self.decoder.decide(step.rows, draft, output)
-        step.shares = decision.split(tokens + [0] * len(sources), self.model.info.vocab_size)
+        step.shares = decision.split(tokens + [0] * len(sources), self.model.info.vocab_size, draft)
 
     # ---- settling: whatever goes wrong here is one sample's -------------------------------------------------------------
 
@@ -235,8 +240,8 @@ class Runner:
             sample.injected += used
         else:
             used = advance(sample, ids)
-        if drafted:
-            accepted = min(used, max(0, len(ids) - 1), drafted)
+        if drafted and share.kept is not None:
+            accepted = min(used, len(share.kept) - 1)
             sample.accepted += accepted
             sample.discarded -= accepted
         self.decoder.observe(row, ids[:used])
@@ -278,7 +283,7 @@ def _batch_rows(rows: list[Row], draft: Draft | None, chunks: list[Chunk]) -> li
     if draft is None:
         made = [calls.Row(row.context, row.pending, view=row.view) for row in rows]
     else:
-        ids, parents, ptr = draft.ids.tolist(), draft.parents.tolist(), draft.row_ptr.tolist()
+        ids, parents, ptr = draft.lists()
         made = []
         for i, row in enumerate(rows):
             own = parents[ptr[i] : ptr[i + 1]]
@@ -310,7 +315,7 @@ def _repeat(output: Output, tokens: Sequence[int], sources: Sequence[int]) -> Ou
         return results[index.to(results.device)]
 
     logits = None if output.logits is None else pick(output.logits)
-    return Output(logits, {layer: pick(hidden) for layer, hidden in output.hidden.items()})
+    return Output(logits, {layer: pick(hidden) for layer, hidden in output.hidden.items()}, output.tokens)
 
 
 def _count(sample: Sample, row: Row, tokens: int) -> None:

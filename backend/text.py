@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from ..schema import Prompt
@@ -13,6 +16,12 @@ class Text:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the tokens and their ids: equal for tokenizers that number the same pieces alike, whatever their names."""
+        pieces = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        return hashlib.sha256(json.dumps(pieces).encode()).hexdigest()
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: ids as they are; text with the tokenizer's own BOS, once; messages by the chat template.

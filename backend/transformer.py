@@ -25,6 +25,9 @@ from .text import Text
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 HEADLESS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 
+COPIED_BYTES = 1 << 26
+"""A tied head is kept a second time, turned, if it is no larger."""
+
 
 def supports(config: Any) -> bool:
     """Whether this block computes what ``config`` describes."""
@@ -46,9 +49,7 @@ class Linear:
     def fused(cls, weights: list[Tensor], biases: list[Tensor]) -> Linear:
         """From checkpoint matrices [out, in] that read the same input."""
         whole = weights[0] if len(weights) == 1 else torch.cat(weights)
-        # On a CPU float32 products are faster over [in, out] in memory; other types and devices take either.
-        turned = whole.t().contiguous() if whole.dtype == torch.float32 and whole.device.type == "cpu" else whole.t()
-        return cls(turned, torch.cat(biases) if biases else None)
+        return cls(_turned(whole), torch.cat(biases) if biases else None)
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
@@ -98,6 +99,7 @@ class Transformer(Model):
         self._embedding = weights.read("embed_tokens.weight", (config.vocab_size, config.hidden_size))
         self._norm = weights.read("norm.weight", (config.hidden_size,))
         self._head = self._lm_head(config, weights, self._embedding)
+        self._to_logits = None if self._head is None else _turned(self._head, config.tie_word_embeddings)
         self._blocks = [self._block(config, weights, i) for i in range(config.num_hidden_layers)]
         weights.finish()
         spec = LayerSpec(self.kv_heads, self.dim, self.dim, device, rope_spec(config, frequencies))
@@ -166,7 +168,7 @@ class Transformer(Model):
             x = x if wanted is None else x.index_select(0, wanted)
         if last in batch.hidden:
             hidden[last] = x
-        return Output(None if self._head is None else F.linear(x, self._head), hidden)
+        return Output(None if self._to_logits is None else torch.mm(x, self._to_logits), hidden)
 
     def _attention(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, batch: TokenBatch, i: int) -> Tensor:
         """The attention's output [T, heads * dim], before its projection."""
@@ -209,9 +211,16 @@ class Transformer(Model):
 
     @torch.inference_mode()
     def head(self, hidden: Tensor) -> Tensor:
-        if self._head is None:
+        if self._to_logits is None:
             raise ValueError(f"{self.info.name} is a backbone without an LM head")
-        return F.linear(self._rms(hidden, self._norm), self._head)
+        return self._rms(hidden, self._norm) @ self._to_logits
+
+
+def _turned(weight: Tensor, twice: bool = False) -> Tensor:
+    """``weight`` [out, in] as [in, out]. ``twice``: the original stays in use, so a copy costs memory."""
+    # On a CPU float32 products are faster over [in, out] in memory; other types and devices take either.
+    faster = weight.dtype == torch.float32 and weight.device.type == "cpu"
+    return weight.t().contiguous() if faster and not (twice and weight.nbytes > COPIED_BYTES) else weight.t()
 
 
 def rope_spec(config: Any, frequencies: Tensor) -> Rotary | None:

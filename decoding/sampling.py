@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..backend.decoder import Draft
 from ..backend.request import Row, Sampling
 from . import noise
 
@@ -91,8 +93,44 @@ def filter_scores(scores: Tensor, sampling: Sequence[Sampling]) -> Tensor:
     return scores
 
 
+def _best(scores: Tensor) -> tuple[list[float], Tensor]:
+    """The largest of each row of ``scores`` [N, M], NaN if there is one, and where it is [N]."""
+    if scores.dtype != torch.float32 or not scores.is_cpu:
+        value, index = scores.max(-1)
+        return value.tolist(), index
+    table = scores.numpy()  # whose argmax is vectorised, as torch's on a CPU is not
+    found = table.argmax(-1)
+    return table[np.arange(len(table)), found].tolist(), torch.from_numpy(found)
+
+
+@dataclass(slots=True)
+class Nodes:
+    """Places where a token is to be drawn: behind a row's output and some more tokens."""
+
+    owner: list[int]
+    """Whose row each is, by number."""
+    paths: list[list[int]]
+    """The tokens behind its output."""
+
+    @classmethod
+    def of(cls, draft: Draft) -> Nodes:
+        """The nodes of the rows' draft trees, each row's root first."""
+        nodes, (ids, parents, ptr) = cls([], []), draft.lists()
+        for r, (begin, end) in enumerate(pairwise(ptr)):
+            first = len(nodes.owner)
+            nodes.owner += [r] * (1 + end - begin)
+            nodes.paths.append([])
+            for j in range(begin, end):
+                nodes.paths.append([*nodes.paths[first + parents[j]], ids[j]])
+        return nodes
+
+    def length(self, rows: Sequence[Row], i: int) -> int:
+        """Output tokens before place ``i``."""
+        return len(rows[self.owner[i]].output) + len(self.paths[i])
+
+
 class Sampler:
-    """Draws the next token of each row. Keeps what depends only on which rows there are."""
+    """Draws the next token of each row, or of each node of their draft trees. Keeps what depends only on which rows there are."""
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
@@ -108,27 +146,43 @@ class Sampler:
         """Which log-probability each row wants; empty if none does."""
         self._vocabulary: Tensor | None = None
 
-    def draw(self, rows: Sequence[Row], logits: Tensor) -> Drawn:
-        """A token for each of ``rows`` from its ``logits`` [N, vocabulary]. A row of NaN or no finite logit fails alone."""
+    def draw(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None = None) -> Drawn:
+        """The next token of each of ``rows``, or the token at each of their ``nodes``; ``logits`` [N, vocabulary], a row a token.
+
+        A node's token is what plain decoding would draw behind its path: processed with the path as output, by the noise of
+        its own position. One of NaN or no finite logit fails alone.
+        """
         self._prepare(rows)
-        best, tokens = logits.max(-1)
+        values, tokens = _best(logits)
         failed: dict[int, Exception] = {}
-        values = best.tolist()
         if not math.isfinite(sum(values)):  # some value is not, or large ones added up to it
             for i, value in enumerate(values):
                 if not math.isfinite(value):
-                    failed[i] = FloatingPointError(f"the largest logit for output token {len(rows[i].output)} is {value}")
+                    failed[i] = FloatingPointError(
+                        f"the largest logit for output token {self._length(rows, nodes, i)} is {value}"
+                    )
         starved = self._fewest > 0 and any(len(row.output) < row.request.min_tokens for row in rows)
         if self._greedy and not self._edits and not starved:
-            return Drawn(tokens, self._logprobs(logits, None, tokens), failed)
-        masked = self._mask_stops(rows, logits) if starved else logits
-        processed = process(masked, self._sampling, [r.prompt for r in rows], [r.output for r in rows])
-        best, tokens = (processed + self._noise(rows, logits)).max(-1)
+            return Drawn(tokens, self._logprobs(logits, None, tokens, nodes), failed)
+        processed = self.process(rows, logits, nodes, starved)
+        values, tokens = _best(processed + self._noise(rows, logits, nodes))
         if starved or self._edits:
-            for i, value in enumerate(best.tolist()):
+            for i, value in enumerate(values):
                 if not math.isfinite(value):
-                    failed.setdefault(i, ValueError(f"output token {len(rows[i].output)}: all tokens are ruled out"))
-        return Drawn(tokens, self._logprobs(logits, processed, tokens), failed)
+                    failed.setdefault(i, ValueError(f"output token {self._length(rows, nodes, i)}: all tokens are ruled out"))
+        return Drawn(tokens, self._logprobs(logits, processed, tokens, nodes), failed)
+
+    def process(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None = None, starved: bool = True) -> Tensor:
+        """The log-probabilities [N, vocabulary] that tokens are drawn from at each node."""
+        self._prepare(rows)
+        if starved:
+            logits = self._mask_stops(rows, logits, nodes)
+        if nodes is None:
+            return process(logits, self._sampling, [row.prompt for row in rows], [row.output for row in rows])
+        outputs: Sequence[Sequence[int]] = [()] * len(nodes.owner)
+        if self._edits:
+            outputs = [[*rows[r].output, *path] for r, path in zip(nodes.owner, nodes.paths, strict=True)]
+        return process(logits, [self._sampling[r] for r in nodes.owner], [rows[r].prompt for r in nodes.owner], outputs)
 
     def _prepare(self, rows: Sequence[Row]) -> None:
         if self._rows == rows:
@@ -144,24 +198,34 @@ class Sampler:
         streams = [noise.stream(row.request.seed, row.sample, noise.Lane.TARGET, row.index) for row in rows]
         self._streams = np.array(streams, np.uint64)
 
-    def _noise(self, rows: Sequence[Row], logits: Tensor) -> Tensor:
+    def _noise(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None) -> Tensor:
         if self._vocabulary is None or len(self._vocabulary) != logits.shape[1]:
             self._vocabulary = torch.arange(logits.shape[1], device=logits.device)
-        positions = np.array([len(row.output) for row in rows], np.uint64)
-        return noise.gumbel(noise.keys(self._streams, positions).to(logits.device), self._vocabulary)
+        positions, streams = np.array([len(row.output) for row in rows], np.uint64), self._streams
+        if nodes is not None:
+            positions, streams = (
+                positions[nodes.owner] + np.array([len(path) for path in nodes.paths], np.uint64),
+                streams[nodes.owner],
+            )
+        return noise.gumbel(noise.keys(streams, positions).to(logits.device), self._vocabulary)
 
-    @staticmethod
-    def _mask_stops(rows: Sequence[Row], logits: Tensor) -> Tensor:
+    def _mask_stops(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None) -> Tensor:
         """Stop tokens are out of reach before ``min_tokens``."""
         masked = logits.clone()
-        for i, row in enumerate(rows):
-            if len(row.output) < row.request.min_tokens and row.request.stop_ids:
-                masked[i, list(row.request.stop_ids)] = -torch.inf
+        for i, r in enumerate(range(len(rows)) if nodes is None else nodes.owner):
+            request = rows[r].request
+            if request.stop_ids and self._length(rows, nodes, i) < request.min_tokens:
+                masked[i, list(request.stop_ids)] = -torch.inf
         return masked
 
-    def _logprobs(self, logits: Tensor, processed: Tensor | None, tokens: Tensor) -> Tensor | None:
+    def _logprobs(self, logits: Tensor, processed: Tensor | None, tokens: Tensor, nodes: Nodes | None) -> Tensor | None:
         if not self._asked:
             return None
+        asked = self._asked if nodes is None else [self._asked[r] for r in nodes.owner]
         raw = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
         drawn = torch.zeros_like(raw) if processed is None else processed.gather(1, tokens[:, None])[:, 0]
-        return torch.where(torch.tensor([a == "processed" for a in self._asked], device=raw.device), drawn, raw)
+        return torch.where(torch.tensor([a == "processed" for a in asked], device=raw.device), drawn, raw)
+
+    @staticmethod
+    def _length(rows: Sequence[Row], nodes: Nodes | None, i: int) -> int:
+        return len(rows[i].output) if nodes is None else nodes.length(rows, i)

@@ -102,7 +102,9 @@ def plan_for(views: Views, window: int | None, device: torch.device) -> Plan:
     key = ("torch", window, device)
     plan: Plan | None = views.plans.get(key)
     if plan is None:
-        plan = views.plans[key] = _plain(views, window, device) or _Planner(views, window, device).plan()
+        plan = views.plans[key] = (
+            _plain(views, window, device) or _drafted(views, window, device) or _Planner(views, window, device).plan()
+        )
     return plan
 
 
@@ -134,6 +136,29 @@ def _plain(views: Views, window: int | None, device: torch.device) -> Plan | Non
         return [[Group(rows, length, _pool_rows(table, device))]]
     shared, own = _pool_rows(table[:1, :common], device), _pool_rows(table[:, common:], device)
     return [[Group(1, common, shared)], [Group(rows, length - common, own)]]
+
+
+def _drafted(views: Views, window: int | None, device: torch.device) -> Plan | None:
+    """The plan of one row with a draft, chain or tree, behind a context it sees all of: the mask is written down at once."""
+    queries, listed = len(views.positions), len(views.slots)
+    known = listed - queries
+    if not 1 < queries <= CHUNK or known < 0 or len(views.query_ptr) != 2 or len(views.slot_ptr) != 2:
+        return None
+    if window is not None or views.offsets is not None or views.last is not None:
+        return None
+    first, stored = int(views.positions[0]), views.slot_positions
+    if stored is None:
+        if first != known or int(views.positions[-1]) != listed - 1:
+            return None
+    elif (stored[known:] != views.positions).any():
+        return None
+    elif int(views.positions.min()) < (int(stored[:known].max()) if known else 0):
+        return None
+    mask = np.ones((1, queries, listed), np.bool_)
+    mask[0, :, known:] = views.positions <= views.positions[:, None]
+    if views.tree is not None:
+        mask[0, :, known + 1 :] &= (views.tree[:, None] >> np.arange(queries - 1) & 1).astype(np.bool_)
+    return [[Group(1, listed, _pool_rows(views.slots[None], device), mask=torch.from_numpy(mask).to(device))]]
 
 
 def _lone(slots: Ints, device: torch.device) -> Group:

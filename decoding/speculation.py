@@ -1,0 +1,215 @@
+"""Speculation: several tokens a forward without changing one of them. What all drafting decoders share.
+
+Sources propose trees, a budget cuts them, one forward verifies, ``acceptance.py`` decides (arXiv 2211.17192, 2302.01318;
+trees: 2305.09781). Exact: with target matching, the default, the text is plain decoding's own at the same seed. Cost per
+step: one forward of 1 + n tokens a row and the proposals. Not here: where drafts come from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..backend.batch import Output
+from ..backend.decoder import Decision, Decoder, Draft
+from ..backend.kv import KVPool
+from ..backend.model import Model
+from ..backend.request import Request, Row
+from ..schema import FinishReason
+from . import acceptance
+from .pace import WATCHED, Pace
+from .sampling import Nodes, Sampler
+from .source import Source
+from .tree import Tree, best, flatten, merge
+
+
+@dataclass(slots=True)
+class _Round:
+    """What was proposed in the step under way."""
+
+    rows: list[Row]
+    proposed: list[list[Tree] | None]
+    """Of each source: a tree a row, scored by the source; None if it was not asked."""
+    verified: list[Tree]
+    """What of these went into the call."""
+    tokens: int
+    """In the call, as far as it is known here."""
+    start: float
+    """When the proposals were there."""
+    asking: float
+    """Seconds that they took."""
+    emitted: int = 0
+
+
+class Speculation(Decoder):
+    """Drafts from ``sources``, all in one tree of at most ``draft_tokens`` nodes a row.
+
+    ``adaptive``: the budget follows what acceptance and step times turn out to be, down to nothing; otherwise every step drafts
+    ``draft_tokens`` as far as there is room.
+    """
+
+    def __init__(self, sources: Sequence[Source], draft_tokens: int, *, adaptive: bool = True) -> None:
+        if isinstance(draft_tokens, bool) or not isinstance(draft_tokens, int):
+            raise TypeError(f"draft_tokens={draft_tokens!r}: a whole number, not {type(draft_tokens).__name__}")
+        if draft_tokens < 1:
+            raise ValueError(f"draft_tokens={draft_tokens}: at least 1")
+        self.sources, self.draft_tokens, self.adaptive = list(sources), draft_tokens, adaptive
+        self.pace = Pace(len(self.sources), draft_tokens)
+        self._sampler = Sampler()
+        self._trust: dict[int, float] = {}
+        """By row: how much more (or less) than expected was accepted lately."""
+        self._round: _Round | None = None
+        self._turn = 0
+        self._bound = False
+
+    def bind(self, model: Model) -> None:
+        if self._bound:
+            raise ValueError(f"this {type(self).__name__} serves an engine already: make one for each")
+        self._bound = True
+        for source in self.sources:
+            source.bind(model)
+
+    def slots(self, request: Request, pool: KVPool) -> dict[KVPool, int]:
+        need = super().slots(request, pool)
+        for source in self.sources:
+            need |= source.slots(request, pool)
+        return need
+
+    def admit(self, row: Row) -> None:
+        for source in self.sources:
+            source.start(row)
+
+    # ---- drafting -------------------------------------------------------------------------------------------------------
+
+    def draft(self, rows: Sequence[Row], budget: int) -> Draft | None:
+        self._close_round(time.perf_counter())
+        start = time.perf_counter()
+        depths = [row.request.max_tokens - len(row.output) - 1 for row in rows]
+        asked = [0] * len(self.sources)
+        proposed: list[list[Tree] | None] = [None] * len(self.sources)
+        if budget > 0 and any(depth > 0 for depth in depths):
+            asked = [self.pace.plan(s, len(rows)) if self.adaptive else self.draft_tokens for s in range(len(self.sources))]
+            proposed = [self._ask(s, nodes, rows, depths) if nodes else None for s, nodes in enumerate(asked)]
+        trees, gained = self._cut(rows, proposed, depths, budget)
+        if self.adaptive:
+            for record, nodes in zip(self.pace.records, asked, strict=True):
+                record.note(len(rows), nodes, gained)
+        draft = flatten(trees)
+        tokens = len(rows) + sum(map(len, trees))
+        now = time.perf_counter()
+        self._round = _Round(list(rows), proposed, trees, tokens, now, now - start)
+        return draft
+
+    def _ask(self, s: int, nodes: int, rows: Sequence[Row], depths: Sequence[int]) -> list[Tree]:
+        """The trees of source ``s``."""
+        start = time.perf_counter()
+        trees = self.sources[s].propose(rows, nodes, depths, self.pace.floor(len(rows)) if self.adaptive else 0.0)
+        self.pace.records[s].cost.add(nodes * len(rows), time.perf_counter() - start)
+        for tree in trees:
+            tree.sources = [1 << s] * len(tree)
+        return trees
+
+    def _cut(
+        self, rows: Sequence[Row], proposed: list[list[Tree] | None], depths: Sequence[int], budget: int
+    ) -> tuple[list[Tree], float]:
+        """One tree a row, within the budgets, and the tokens expected to be gained by them."""
+        asked = [s for s, trees in enumerate(proposed) if trees is not None]
+        trees = []
+        for i, depth in enumerate(depths):
+            own = [proposed[s][i] for s in asked]  # type: ignore[index]
+            if self.adaptive:
+                own = [self._valued(tree, s, rows[i]) for tree, s in zip(own, asked, strict=True)]
+            trees.append(best(merge(own), self.draft_tokens, depth) if own else Tree())
+        values = sorted((score for tree in trees for score in tree.scores), reverse=True)
+        count, gained = self.pace.choose(values[:budget], len(rows)) if self.adaptive else (budget, 0.0)
+        if count < len(values):
+            limit, left = values[count] if values else 0.0, count
+            for i, tree in enumerate(trees):
+                keep = min(left, sum(score > limit for score in tree.scores))
+                trees[i] = best(tree, keep)
+                left -= keep
+        return trees, gained
+
+    def _valued(self, tree: Tree, s: int, row: Row) -> Tree:
+        """``tree`` with its scores made into acceptances, as far as they are known."""
+        record, trust = self.pace.records[s], self._trust.get(id(row), 1.0)
+        return Tree(tree.ids, tree.parents, [min(1.0, trust * record.worth(score)) for score in tree.scores], tree.sources)
+
+    # ---- deciding -------------------------------------------------------------------------------------------------------
+
+    def decide(self, rows: Sequence[Row], draft: Draft | None, output: Output) -> Decision:
+        if output.logits is None:
+            raise ValueError("this model is a backbone without an LM head: it writes no text")
+        if draft is None:
+            drawn = self._sampler.draw(rows, output.logits)
+            self._learn([[token] for token in drawn.tokens.tolist()], output.tokens)
+            return Decision(emitted=drawn.tokens, logprobs=drawn.logprobs, failed=drawn.failed)
+        return self._match(rows, draft, output.logits, output.tokens)
+
+    def _match(self, rows: Sequence[Row], draft: Draft, logits: torch.Tensor, tokens: int) -> Decision:
+        """Target matching: every node's token is drawn as plain decoding would, and the path that has them all stays."""
+        drawn = self._sampler.draw(rows, logits, Nodes.of(draft))
+        targets, (ids, parents, ptr) = drawn.tokens.tolist(), draft.lists()
+        emitted: list[int] = []
+        places: list[int] = []  # of each emitted token: the node it was drawn at
+        kept: list[int] = []
+        ends, kept_ends = [0], [0]
+        lines: list[list[int]] = []
+        failed: dict[int, Exception] = {}
+        for i in range(len(rows)):
+            begin, end, first = ptr[i], ptr[i + 1], ptr[i] + i
+            said = acceptance.match(ids[begin:end], parents[begin:end], targets[first : first + 1 + end - begin])
+            path = [0, *said.path]
+            if drawn.failed:
+                bad = next((k for k, node in enumerate(path) if first + node in drawn.failed), len(path))
+                if bad == 0:
+                    failed[i] = drawn.failed[first]
+                path = path[: max(1, bad)]  # what fails behind a drafted token fails again as the next root
+            said_ids = said.ids[: len(path)]
+            emitted += said_ids
+            lines.append(said_ids)
+            places += [first + node for node in path]
+            kept += path
+            ends.append(len(emitted))
+            kept_ends.append(len(kept))
+        self._learn(lines, tokens)
+        logprobs = None if drawn.logprobs is None else drawn.logprobs[torch.tensor(places, device=drawn.logprobs.device)]
+        return Decision(torch.tensor(emitted), torch.tensor(ends), torch.tensor(kept), torch.tensor(kept_ends),
+                        logprobs=logprobs, failed=failed)  # fmt: skip
+
+    # ---- learning -------------------------------------------------------------------------------------------------------
+
+    def _close_round(self, now: float) -> None:
+        """The step before this one is over."""
+        step, self._round = self._round, None
+        if step is not None and step.emitted:
+            self.pace.step.add(step.tokens, now - step.start)
+            self.pace.count(len(step.rows), step.emitted, now - step.start + step.asking)
+
+    def _learn(self, lines: Sequence[Sequence[int]], tokens: int) -> None:
+        """What the target said behind each root; ``tokens`` in the call."""
+        step = self._round
+        if step is None or not self.adaptive:
+            return
+        if tokens == step.tokens:  # else prompts were computed too, and its time says nothing
+            step.emitted = sum(len(line) for line in lines[: len(step.rows)])
+        self._turn = (self._turn + WATCHED) % max(1, len(step.rows))
+        for i in [(self._turn + k) % len(step.rows) for k in range(min(WATCHED, len(step.rows)))]:
+            for record, trees in zip(self.pace.records, step.proposed, strict=True):
+                if trees is not None and trees[i]:
+                    expected, accepted = record.learn(trees[i], step.verified[i], lines[i])
+                    trust = self._trust.get(id(step.rows[i]), 1.0)
+                    ratio = min(4.0, (accepted + 1) / (expected + 1))
+                    self._trust[id(step.rows[i])] = trust + 0.2 * (ratio - trust)
+
+    def preempt(self, row: Row) -> None:
+        for source in self.sources:
+            source.suspend(row)
+
+    def release(self, row: Row, outcome: FinishReason) -> None:
+        self._trust.pop(id(row), None)
+        for source in self.sources:
+            source.stop(row, outcome in ("stop", "length"))
