@@ -8,6 +8,9 @@ from .backend.model import Model as Model
 from .backend.request import Piece as Piece
 from .backend.request import Sampling as Sampling
 from .decoding.autoregressive import Autoregressive as Autoregressive
+from .decoding.lookahead import Lookahead as Lookahead
+from .decoding.prompt_lookup import PromptLookup as PromptLookup
+from .decoding.speculative import Speculative as Speculative
 from .schema import Candidate as Candidate
 from .schema import Completion as Completion
 from .schema import Cost as Cost

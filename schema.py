@@ -71,6 +71,8 @@ class Cost(Json):
     """Computed and thrown away: rejected drafts, recomputation after preemption, tokens past the end."""
     injected: int = 0
     """Tokens a method put into the context itself."""
+    drafting: int = 0
+    """Tokens that draft models computed; in no other count, :attr:`computed` and :meth:`flops` included."""
     probe: int = 0
     verifier: int = 0
     forwards: int = 0

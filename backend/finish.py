@@ -65,7 +65,8 @@ def complete(sample: Sample, text: Text | None, slot_bytes: int, error: BaseExce
     output = row.output if row is not None else []
     cost = Cost(
         prompt=sample.prompt_computed, cached=sample.prompt_cached, kept=len(output), drafted=sample.drafted,
-        accepted=sample.accepted, discarded=sample.discarded, injected=sample.injected, forwards=sample.forwards,
+        accepted=sample.accepted, discarded=sample.discarded, injected=sample.injected,
+        drafting=sum(row.drafting for row in sample.rows), forwards=sample.forwards,
         critical=sample.forwards, peak_kv_bytes=sample.peak_slots * slot_bytes,
         seconds=time.perf_counter() - request.born,
     )  # fmt: skip

@@ -174,6 +174,8 @@ class Row:
     """Other contexts this row sees before its own."""
     vector: Tensor | None = None
     """[width] what to feed in place of the last pending token's embedding."""
+    drafting: int = 0
+    """Tokens that draft models computed for it."""
     state: Any = None
     """The decoder's own."""
 

@@ -53,7 +53,7 @@ class History(Source):
 
 
 class Lookahead(Speculation):
-    """Drafts of at most ``draft_tokens`` nodes a row from ``index``: "posting", the default; "trie", the paper's; or one of yours.
+    """Drafts of at most ``draft_tokens`` nodes a row from ``index``: "posting"; "trie", the paper's; or one of yours.
 
     All requests of the engine share the index. ``remember``: whether finished answers go into it. ``capacity``: tokens it holds.
     """
@@ -62,13 +62,11 @@ class Lookahead(Speculation):
         self, draft_tokens: int = 16, *, index: Index | Literal["posting", "trie"] = "posting", capacity: int = 1_000_000,
         remember: bool = True, adaptive: bool = True,
     ) -> None:  # fmt: skip
-        kinds = {"posting": Posting, "trie": Trie}
-        if isinstance(index, str):
-            if index not in kinds:
-                raise ValueError(f"index={index!r}: one of {', '.join(kinds)}, or an Index")
-            index = kinds[index](capacity)
-        self.index: Index = index
-        super().__init__([History(index, remember)], draft_tokens, adaptive=adaptive)
+        kinds: dict[str, type[Index]] = {"posting": Posting, "trie": Trie}
+        if isinstance(index, str) and index not in kinds:
+            raise ValueError(f"index={index!r}: one of {', '.join(kinds)}, or an Index")
+        self.index: Index = kinds[index](capacity) if isinstance(index, str) else index
+        super().__init__([History(self.index, remember)], draft_tokens, adaptive=adaptive)
 
     def warm_up(self, texts: Iterable[Sequence[int]]) -> int:
         """Remember texts, each a sequence of token ids; returns how many tokens the index now holds."""

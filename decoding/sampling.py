@@ -184,6 +184,14 @@ class Sampler:
             outputs = [[*rows[r].output, *path] for r, path in zip(nodes.owner, nodes.paths, strict=True)]
         return process(logits, [self._sampling[r] for r in nodes.owner], [rows[r].prompt for r in nodes.owner], outputs)
 
+    def perturbed(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes) -> tuple[Tensor, Tensor]:
+        """For guessing what :meth:`draw` will say: probabilities [N, vocabulary] at each node, and scores whose largest it is."""
+        self._prepare(rows)
+        if self._greedy and not self._edits:
+            return logits.float().softmax(-1), logits
+        processed = self.process(rows, logits, nodes)
+        return processed.exp(), processed + self._noise(rows, logits, nodes)
+
     def _prepare(self, rows: Sequence[Row]) -> None:
         if self._rows == rows:
             return
@@ -225,6 +233,15 @@ class Sampler:
         raw = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
         drawn = torch.zeros_like(raw) if processed is None else processed.gather(1, tokens[:, None])[:, 0]
         return torch.where(torch.tensor([a == "processed" for a in asked], device=raw.device), drawn, raw)
+
+    def logprobs(
+        self, rows: Sequence[Row], logits: Tensor, processed: Tensor, nodes: Nodes, places: Sequence[int], tokens: Tensor
+    ) -> Tensor | None:
+        """Of ``tokens`` that something else chose at ``places`` among the nodes, as each row asked; None if none did."""
+        self._prepare(rows)
+        index, tokens = torch.tensor(places, device=logits.device), tokens.to(logits.device)
+        some = Nodes([nodes.owner[i] for i in places], [nodes.paths[i] for i in places])
+        return self._logprobs(logits[index], processed[index], tokens, some) if self._asked else None
 
     @staticmethod
     def _length(rows: Sequence[Row], nodes: Nodes | None, i: int) -> int:
