@@ -7,6 +7,7 @@ together. Not here: what becomes of the drafts; a process or stream of its own (
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -138,6 +139,7 @@ class DraftModel(Source):
     def _catch_up(self, rows: Sequence[Row], wanted: Sequence[int]) -> dict[int, list[int]]:
         """Bring the contexts of rows ``wanted`` up to their last tokens; returns these, still to be fed, of the rows that are."""
         ready: dict[int, list[int]] = {}
+        self.late = 0.0
         while wanted:
             late: list[int] = []
             call: list[tuple[int, list[int]]] = []
@@ -155,8 +157,10 @@ class DraftModel(Source):
                 if room and not any(common(todo, other) >= MIN_SHARED for _, other in call):
                     call.append((i, todo[: min(room, len(todo) - 1)]))
                     room -= len(call[-1][1])
+            start = time.perf_counter()
             if call and not self._feed(rows, call):
                 break
+            self.late += time.perf_counter() - start
             wanted = late
         return ready
 

@@ -12,14 +12,19 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain
 
 from .tree import Tree
 
-PROBE = 32
-"""A source that does not pay is tried again every so many steps."""
-TRY = 16
-"""Every so many proposals another size is tried."""
-WATCHED = 8
+AGAIN = 32
+"""The size to ask a source for is reckoned anew every so many steps, and when the number of rows changes."""
+WASTE = 0.02
+"""Share of the time that a source which does not pay may cost, to see whether it still does not."""
+FIRST = 8
+"""Nodes asked of a source that nothing is known of."""
+SHAPES = 24
+"""Proposals remembered, one a row."""
+WATCHED = 4
 """Rows of a step that acceptance is learnt from, at most."""
 RATE = 0.05
 """Weight of a new observation, once there are many."""
@@ -46,6 +51,7 @@ class Curve:
 
     def __init__(self) -> None:
         self._recent: dict[int, deque[float]] = {}
+        self._quartile: dict[int, float] = {}
         self._known: dict[int, float] = {}
         self._sizes: list[int] = []
 
@@ -54,13 +60,23 @@ class Curve:
         at = _near(size)
         recent = self._recent.get(at)
         if recent is None:
-            hopeful = self(at)
-            recent = self._recent[at] = deque(maxlen=16)
-            if hopeful:
-                recent.append(hopeful)  # or one unlucky first try would be the last
+            hopeful = self(at)  # or one unlucky first try would be the last
+            recent = self._recent[at] = deque([hopeful] if hopeful else [], maxlen=16)
             self._sizes = sorted(self._recent)
         recent.append(seconds)
-        self._known[at] = sorted(recent)[len(recent) // 4]
+        self._quartile[at] = sorted(recent)[len(recent) // 4]
+        least = math.inf
+        for other in reversed(self._sizes):  # more tokens take no less time, whatever was seen
+            least = self._known[other] = min(least, self._quartile[other])
+
+    def seen(self, size: int) -> int:
+        """How much is known of such a size, up to 16."""
+        return len(self._recent.get(_near(size), ()))
+
+    @property
+    def largest(self) -> int:
+        """The largest size seen."""
+        return self._sizes[-1] if self._sizes else 0
 
     def __call__(self, size: float) -> float:
         """Expected seconds, 0 while nothing is known."""
@@ -68,8 +84,11 @@ class Curve:
         if not sizes:
             return 0.0
         at = bisect_left(sizes, size)
-        if at == len(sizes):  # hopeful, so that larger sizes are tried
-            return float(known[sizes[-1]] * (size / sizes[-1]) ** 0.3)
+        if at == len(sizes):
+            first, last = sizes[0], sizes[-1]
+            if first == last:  # hopeful, so that larger sizes are tried
+                return float(known[last] * (size / last) ** 0.3)
+            return known[last] + max(0.0, known[last] - known[first]) / (last - first) * (size - last)
         high = known[sizes[at]]
         if at == 0 or sizes[at] == size:
             return high
@@ -83,19 +102,33 @@ class Record:
     def __init__(self) -> None:
         self.cost = Curve()
         """Seconds of a proposal by its nodes, all rows together."""
-        self.profit: dict[tuple[int, int], _Mean] = {}
-        """(rows, nodes a row) -> tokens gained in a step by being asked for so much, proposal not paid."""
+        self.shapes: deque[tuple[int, list[float]]] = deque(maxlen=SHAPES)
+        """Of the last rows: how many nodes were asked for, and what those that came were worth, best first."""
         self.turns = 0
+        self.idle = 0
+        """Steps since it was asked."""
+        self.probing = False
+        """Whether it was asked only to see whether it still does not pay: then all it has is verified."""
+        self.rows = 0
+        """For so many rows ``size`` is the best one."""
+        self.size = 0
         self._bins = [_Mean(2.0 ** -((i + 0.5) / 2), 4) for i in range(BINS)]
 
     def worth(self, score: float) -> float:
         """The acceptance that nodes of such a score turned out to have."""
         return self._bins[_bin(score)].value
 
-    def note(self, rows: int, nodes: int, gained: float) -> None:
-        """What a proposal of ``nodes`` a row led to."""
-        if nodes:
-            self.profit.setdefault((_near(rows), nodes), _Mean()).add(gained)
+    def note(self, nodes: int, values: Sequence[float]) -> None:
+        """A row's tree for a budget of ``nodes`` had nodes of these ``values``, best first."""
+        self.shapes.append((nodes, list(values)))
+
+    def outlook(self, nodes: int) -> list[list[float]]:
+        """What the best ``nodes`` nodes of each of the last rows are worth; hopeful where less was asked for and came."""
+        outlook = []
+        for asked, values in self.shapes:
+            more = nodes - asked if len(values) == asked else 0
+            outlook.append(values[:nodes] + [values[-1] * 0.8**i for i in range(1, more + 1)])
+        return outlook
 
     def learn(self, tree: Tree, verified: Tree, emitted: Sequence[int]) -> tuple[float, float]:
         """The target emitted ``emitted`` behind a row's root, after ``verified``; what that says of ``tree``, which was proposed.
@@ -113,7 +146,7 @@ class Record:
                 depth.append(-1)
                 continue
             before = depth[parent]
-            hit = before >= 0 and emitted[before] == token
+            hit = 0 <= before < len(emitted) and emitted[before] == token
             at.append(place.get((at[parent], token), -1))
             depth.append(before + 1 if hit else -1)
             expected += self.worth(score)
@@ -133,51 +166,69 @@ class Pace:
         self.step = Curve()
         """T(q): seconds from one proposal to the next by new tokens in the call, proposals left out."""
         self.records = [Record() for _ in range(sources)]
-        self._sizes = [n for n in GRID if n < most] + [most]
+        self.most = most
+        self._sizes = [1 << e for e in range(12) if 1 << e < most] + [most]
         self._rates: dict[int, _Mean] = {}
 
     def rate(self, rows: int) -> float:
-        """Tokens per second lately in steps of so many rows."""
-        known = self._rates.get(_near(rows))
-        return 1 / known.value if known else rows / (self.step(rows) or 1.0)
+        """Tokens per second that can be had in steps of so many rows: what was lately, and no less than without drafts."""
+        known, plain = self._rates.get(_near(rows)), rows / (self.step(rows) or 1.0)
+        return max(1 / known.value, plain) if known else plain
 
     def count(self, rows: int, tokens: int, seconds: float) -> None:
         """A step is over, proposals included."""
         self._rates.setdefault(_near(rows), _Mean()).add(seconds / tokens)
 
     def plan(self, source: int, rows: int) -> int:
-        """Nodes a row to ask of ``source`` in a step of ``rows`` rows; 0 when it does not pay.
-
-        Begins with the most, tries its neighbours now and then, and keeps to what has paid best.
-        """
-        record, near = self.records[source], _near(rows)
-        if not self.step(1):
-            return 0  # a plain step first, to compare with
+        """Nodes a row to ask of ``source`` in a step of ``rows`` rows; 0 when it does not pay."""
+        record = self.records[source]
+        record.probing = False
+        if self.step.seen(rows) < 3:
+            return 0  # plain steps first, to compare with
+        if not record.shapes:
+            return min(FIRST, self.most)
         record.turns += 1
-        rate = self.rate(rows)
-        tried = {n: p.value - rate * record.cost(rows * n) for n in self._sizes if (p := record.profit.get((near, n)))}
-        if not tried:
-            return self._sizes[-1]
-        best = max(tried, key=lambda n: tried[n])
-        if tried[best] <= 0:
-            return best if record.turns % PROBE == 0 else 0
-        if record.turns % TRY == 0:
-            at = self._sizes.index(best) + (1 if record.turns % (2 * TRY) else -1)
-            return self._sizes[min(max(at, 0), len(self._sizes) - 1)]
+        if record.rows != _near(rows) or record.turns % AGAIN == 0:
+            record.rows, record.size = _near(rows), self._size(record, rows)
+        record.idle += 1
+        if not record.size:
+            nodes = min(FIRST, self.most)
+            price = record.cost(rows * nodes) + self.step(rows * (1 + nodes)) - self.step(rows)
+            if record.idle * self.step(rows) * WASTE < price:
+                return 0
+            record.probing = True
+        elif record.turns % AGAIN == AGAIN // 2:  # is more worth it?
+            nodes = self._sizes[min(self._sizes.index(record.size) + 1, len(self._sizes) - 1)]
+        else:
+            nodes = record.size
+        record.idle = 0
+        return nodes
+
+    def _size(self, record: Record, rows: int) -> int:
+        """The size that gains most tokens a step, its time counted as the tokens it would give elsewhere."""
+        best, most, rate = 0, 0.0, self.rate(rows)
+        for nodes in self._sizes:
+            outlook = record.outlook(nodes)
+            steps = [sorted(chain(*outlook[i : i + rows]), reverse=True) for i in range(0, len(outlook), rows)]
+            gained = sum(self.choose(values, rows, max(1.0, rows / len(outlook)))[1] for values in steps) / len(steps)
+            gained -= rate * record.cost(rows * nodes)
+            if gained > most:
+                best, most = nodes, gained
         return best
 
-    def choose(self, values: Sequence[float], rows: int) -> tuple[int, float]:
+    def choose(self, values: Sequence[float], rows: int, weight: float = 1.0) -> tuple[int, float]:
         """How many of all rows' nodes to verify, best first, and the tokens gained by it.
 
         ``values``: their acceptance, descending: calibrated, and times how much more or less than expected was accepted of
-        the row's drafts lately.
+        the row's drafts lately. ``weight``: how many nodes each stands for.
         """
         rate, base = self.rate(rows), self.step(rows)
+        last = min(len(values), int(max(4, 2 * self.step.largest - rows) / weight))  # no leap into the unknown
         best, most, total = 0, 0.0, 0.0
-        for k, value in enumerate(values, 1):
+        for k, value in enumerate(values[:last], 1):
             total += value
-            if k == len(values) or k + rows in _ON_GRID:
-                gained = total - rate * (self.step(rows + k) - base)
+            if k == last or k + rows in _ON_GRID:
+                gained = weight * total - rate * (self.step(rows + weight * k) - base)
                 if gained > most:
                     best, most = k, gained
         return best, most

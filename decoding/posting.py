@@ -21,14 +21,17 @@ from typing import final
 from .index import EDGE, Ids, Index, Line
 from .tree import Tree
 
-GROWTH = 2.0
-ESCAPE = 4.0
-OWN = 4.0
+GROWTH = 1.5
+ESCAPE = 8.0
+OWN = 3.0
 REACH = 16
 CEILING = 0.98
-LOOKS = 8
+LOOKS = 24
+FRESH = 1.0
+AGAIN = 6
 
-_WEIGHTS = [GROWTH**m for m in range(REACH + 1)]
+_WEIGHTS = [GROWTH**m for m in range(-300, REACH + 1)]
+_WEIGHTS = _WEIGHTS[300:] + _WEIGHTS[:300]
 
 
 @final
@@ -186,68 +189,100 @@ class _Line(Line):
         self._chains = Chains(self._ids)
 
     def _grow(self, budget: int, depth: int) -> Tree:
-        ids, own, memory = self._ids, self._chains, self._memory.chains
-        end = len(ids) - 1
+        end = len(self._ids) - 1
+        return _Growth(self._chains, self._memory.chains, end, budget, depth).tree
+
+
+class _Growth:
+    def __init__(self, own, memory, end, budget, depth) -> None:
+        self.own, self.memory, self.end, self.depth = own, memory, end, depth
+        self.runs: list[Sequence[int]] = []
+        self.weights: list[float] = []
+        self.keys: list[int] = []
+        ids = own.ids
         context = ids[max(1, end + 1 - REACH) :].tolist()[::-1]
-        looks = LOOKS + budget // 2
-        runs: list[Sequence[int]] = []
-        weights: list[float] = []
-        starts = [end - back[end] for back in (own.back4, own.back2, own.back1)]
-        for at, matched in own.walk([at if at < end else -1 for at in starts], context, min(REACH, end), looks):
-            run = ids[at + 1 : at + 1 + depth]
+        group = self.find([], context, 0, LOOKS + budget // 2)
+        self.tree = self.grow(group, context, budget, depth)
+
+    def find(self, group: list[int], context: list[int], at: int, looks: int) -> list[int]:
+        own, memory, end, depth, runs, weights, keys = self.own, self.memory, self.end, self.depth, self.runs, self.weights, self.keys
+        known = {keys[i] for i in group}
+        reach = min(REACH, len(context))
+        count = len(runs)
+        starts = own.heads(context)
+        if starts[2] == end:
+            starts = [end - back[end] if p == end and back[end] else (p if p < end else -1) for p, back in zip(starts, (own.back4, own.back2, own.back1))]
+        ids = own.ids
+        for place, matched in own.walk(starts, context, reach, looks):
+            key = place - at
+            if key in known or key < 0:
+                continue
+            run = ids[key + 1 : key + 1 + depth]
             if len(run) < depth:  # up to the end of the text, and from there on as if it repeated itself
-                run = (run * (depth // len(run) + 1))[:depth]
+                part = run[at:]
+                run = (run + part * (depth // len(part) + 1))[:depth]
             runs.append(run)
-            weights.append(OWN * _WEIGHTS[matched])
-        texts = memory.ids
-        for at, matched in memory.walk(memory.heads(context), context, min(REACH, end), looks):
-            runs.append(texts[at + 1 : at + 1 + depth])
-            weights.append(_WEIGHTS[matched])
-        return _tree(runs, weights, budget, depth)
+            weights.append(OWN * _WEIGHTS[matched - at])
+            keys.append(key)
+        ids = memory.ids
+        for place, matched in memory.walk(memory.heads(context), context, reach, looks):
+            key = place - at
+            if ~key in known or key < 0:
+                continue
+            runs.append(ids[key + 1 : key + 1 + depth])
+            weights.append(_WEIGHTS[matched - at])
+            keys.append(~key)
+        return group + list(range(count, len(runs)))
 
-
-def _tree(runs: list[Sequence[int]], weights: list[float], budget: int, depth: int) -> Tree:
-    """The best ``budget`` paths of a trie of weighted runs; a run ends at an edge."""
-    ids: list[int] = []
-    parents: list[int] = []
-    scores: list[float] = []
-    heap: list[tuple[float, int, int, int, list[int]]] = []
-    node, at, score, escape, count = 0, 0, CEILING, ESCAPE, 0
-    group = list(range(len(runs)))
-    escapes = [ESCAPE / GROWTH**j for j in range(depth)]
-    while True:
-        if at < depth:
-            if len(group) == 1:
-                (i,) = group
-                token = runs[i][at]
-                if token >= 0:
-                    weight = weights[i]
-                    count += 1
-                    heappush(heap, (-score * weight / (weight + escapes[at]), count, token, node, at + 1, group))
-            else:
-                groups: dict[int, list[int]] = {}
-                shares: dict[int, float] = {}
-                whole = escapes[at]
-                for i in group:
+    def grow(self, group: list[int], context: list[int], budget: int, depth: int) -> Tree:
+        runs, weights = self.runs, self.weights
+        ids: list[int] = []
+        parents: list[int] = []
+        scores: list[float] = []
+        heap: list[tuple[float, int, int, int, int, list[int]]] = []
+        node, at, score, count = 0, 0, CEILING, 0
+        escapes = [ESCAPE / GROWTH**j for j in range(depth)]
+        least = FRESH / budget
+        while True:
+            if at < depth:
+                if at and score > least:
+                    path = []
+                    j = node
+                    while j:
+                        path.append(ids[j - 1])
+                        j = parents[j - 1]
+                    group = self.find(group, (path + context)[:REACH], at, AGAIN)
+                if len(group) == 1:
+                    (i,) = group
                     token = runs[i][at]
                     if token >= 0:
                         weight = weights[i]
-                        whole += weight
-                        if token in groups:
-                            groups[token].append(i)
-                            shares[token] += weight
-                        else:
-                            groups[token] = [i]
-                            shares[token] = weight
-                rate = -score / whole
-                for token, share in shares.items():
-                    count += 1
-                    heappush(heap, (rate * share, count, token, node, at + 1, groups[token]))
-        if len(ids) == budget or not heap:
-            return Tree(ids, parents, scores, [1] * len(ids))
-        score, _, token, parent, at, group = heappop(heap)
-        ids.append(token)
-        parents.append(parent)
-        scores.append(-score)
-        score = -score * CEILING
-        node = len(ids)
+                        count += 1
+                        heappush(heap, (-score * weight / (weight + escapes[at]), count, token, node, at + 1, group))
+                else:
+                    groups: dict[int, list[int]] = {}
+                    shares: dict[int, float] = {}
+                    whole = escapes[at]
+                    for i in group:
+                        token = runs[i][at]
+                        if token >= 0:
+                            weight = weights[i]
+                            whole += weight
+                            if token in groups:
+                                groups[token].append(i)
+                                shares[token] += weight
+                            else:
+                                groups[token] = [i]
+                                shares[token] = weight
+                    rate = -score / whole
+                    for token, share in shares.items():
+                        count += 1
+                        heappush(heap, (rate * share, count, token, node, at + 1, groups[token]))
+            if len(ids) == budget or not heap:
+                return Tree(ids, parents, scores, [1] * len(ids))
+            score, _, token, parent, at, group = heappop(heap)
+            ids.append(token)
+            parents.append(parent)
+            scores.append(-score)
+            score = -score * CEILING
+            node = len(ids)

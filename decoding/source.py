@@ -18,6 +18,9 @@ from .tree import Tree
 class Source(ABC):
     """Proposes trees for the rows of one engine; all calls come from its thread."""
 
+    late: float = 0.0
+    """Seconds of the last proposal that went into texts it had not followed: they are no price of proposals."""
+
     def bind(self, model: Model) -> None:
         """Once, before anything else: the model whose tokens are to be guessed. Raises ``ValueError`` where that cannot be."""
         return None

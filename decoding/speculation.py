@@ -23,7 +23,7 @@ from . import acceptance
 from .pace import WATCHED, Pace
 from .sampling import Nodes, Sampler
 from .source import Source
-from .tree import Tree, best, flatten, merge
+from .tree import Tree, above, best, flatten, merge
 
 
 @dataclass(slots=True)
@@ -42,6 +42,8 @@ class _Round:
     asking: float
     """Seconds that they took."""
     emitted: int = 0
+    known: bool = False
+    """Whether what came of it has been learnt."""
 
 
 class Speculation(Decoder):
@@ -93,10 +95,7 @@ class Speculation(Decoder):
         if budget > 0 and any(depth > 0 for depth in depths):
             asked = [self.pace.plan(s, len(rows)) if self.adaptive else self.draft_tokens for s in range(len(self.sources))]
             proposed = [self._ask(s, nodes, rows, depths) if nodes else None for s, nodes in enumerate(asked)]
-        trees, gained = self._cut(rows, proposed, depths, budget)
-        if self.adaptive:
-            for record, nodes in zip(self.pace.records, asked, strict=True):
-                record.note(len(rows), nodes, gained)
+        trees = self._cut(rows, proposed, depths, budget)
         draft = flatten(trees)
         tokens = len(rows) + sum(map(len, trees))
         now = time.perf_counter()
@@ -107,36 +106,41 @@ class Speculation(Decoder):
         """The trees of source ``s``."""
         start = time.perf_counter()
         trees = self.sources[s].propose(rows, nodes, depths, self.pace.floor(len(rows)) if self.adaptive else 0.0)
-        self.pace.records[s].cost.add(nodes * len(rows), time.perf_counter() - start)
         for tree in trees:
             tree.sources = [1 << s] * len(tree)
+        record = self.pace.records[s]
+        if self.adaptive:
+            for tree in trees[:WATCHED]:
+                record.note(nodes, sorted(map(record.worth, tree.scores), reverse=True))
+        record.cost.add(nodes * len(rows), time.perf_counter() - start - self.sources[s].late)
         return trees
 
     def _cut(
         self, rows: Sequence[Row], proposed: list[list[Tree] | None], depths: Sequence[int], budget: int
-    ) -> tuple[list[Tree], float]:
-        """One tree a row, within the budgets, and the tokens expected to be gained by them."""
+    ) -> list[Tree]:
+        """One tree a row, within the budgets."""
         asked = [s for s, trees in enumerate(proposed) if trees is not None]
+        if not asked:
+            return [Tree() for _ in rows]
         trees = []
         for i, depth in enumerate(depths):
             own = [proposed[s][i] for s in asked]  # type: ignore[index]
             if self.adaptive:
                 own = [self._valued(tree, s, rows[i]) for tree, s in zip(own, asked, strict=True)]
-            trees.append(best(merge(own), self.draft_tokens, depth) if own else Tree())
+            trees.append(best(merge(own), self.draft_tokens, depth) if len(own) > 1 or not self.adaptive else own[0])
         values = sorted((score for tree in trees for score in tree.scores), reverse=True)
-        count, gained = self.pace.choose(values[:budget], len(rows)) if self.adaptive else (budget, 0.0)
-        if count < len(values):
-            limit, left = values[count] if values else 0.0, count
-            for i, tree in enumerate(trees):
-                keep = min(left, sum(score > limit for score in tree.scores))
-                trees[i] = best(tree, keep)
-                left -= keep
-        return trees, gained
+        count = budget
+        if self.adaptive and not any(self.pace.records[s].probing for s in asked):
+            count = self.pace.choose(values[:budget], len(rows))[0]
+        return trees if count >= len(values) else [above(tree, values[count]) for tree in trees]
 
     def _valued(self, tree: Tree, s: int, row: Row) -> Tree:
-        """``tree`` with its scores made into acceptances, as far as they are known."""
-        record, trust = self.pace.records[s], self._trust.get(id(row), 1.0)
-        return Tree(tree.ids, tree.parents, [min(1.0, trust * record.worth(score)) for score in tree.scores], tree.sources)
+        """``tree`` with its scores made into acceptances, as far as they are known; no two are equal, none above its parent's."""
+        worth, trust = self.pace.records[s].worth, self._trust.get(id(row), 1.0)
+        scores = [1.0]
+        for j, (parent, score) in enumerate(zip(tree.parents, tree.scores, strict=True)):
+            scores.append(min(scores[parent], trust * worth(score) * (1 - 1e-5 * j)))
+        return Tree(tree.ids, tree.parents, scores[1:], tree.sources)
 
     # ---- deciding -------------------------------------------------------------------------------------------------------
 
@@ -145,7 +149,7 @@ class Speculation(Decoder):
             raise ValueError("this model is a backbone without an LM head: it writes no text")
         if draft is None:
             drawn = self._sampler.draw(rows, output.logits)
-            self._learn([[token] for token in drawn.tokens.tolist()], output.tokens)
+            self._learn(rows, [[token] for token in drawn.tokens.tolist()], output.tokens)
             return Decision(emitted=drawn.tokens, logprobs=drawn.logprobs, failed=drawn.failed)
         return self._match(rows, draft, output.logits, output.tokens)
 
@@ -175,7 +179,7 @@ class Speculation(Decoder):
             kept += path
             ends.append(len(emitted))
             kept_ends.append(len(kept))
-        self._learn(lines, tokens)
+        self._learn(rows, lines, tokens)
         logprobs = None if drawn.logprobs is None else drawn.logprobs[torch.tensor(places, device=drawn.logprobs.device)]
         return Decision(torch.tensor(emitted), torch.tensor(ends), torch.tensor(kept), torch.tensor(kept_ends),
                         logprobs=logprobs, failed=failed)  # fmt: skip
@@ -189,11 +193,15 @@ class Speculation(Decoder):
             self.pace.step.add(step.tokens, now - step.start)
             self.pace.count(len(step.rows), step.emitted, now - step.start + step.asking)
 
-    def _learn(self, lines: Sequence[Sequence[int]], tokens: int) -> None:
+    def _learn(self, rows: Sequence[Row], lines: Sequence[Sequence[int]], tokens: int) -> None:
         """What the target said behind each root; ``tokens`` in the call."""
         step = self._round
         if step is None or not self.adaptive:
             return
+        if step.known or [id(row) for row in rows[: len(step.rows)]] != [id(row) for row in step.rows]:
+            self._round = None  # this is another step, for which nothing was to be drafted
+            return
+        step.known = True
         if tokens == step.tokens:  # else prompts were computed too, and its time says nothing
             step.emitted = sum(len(line) for line in lines[: len(step.rows)])
         self._turn = (self._turn + WATCHED) % max(1, len(step.rows))

@@ -97,6 +97,14 @@ def best(tree: Tree, count: int, depth: int | None = None) -> Tree:
     )  # fmt: skip
 
 
+def above(tree: Tree, limit: float) -> Tree:
+    """The nodes that score more than ``limit``; no node may score more than its parent."""
+    place, some = [0], Tree()
+    for token, parent, score, source in zip(tree.ids, tree.parents, tree.scores, tree.sources, strict=True):
+        place.append(some.add(token, place[parent], score, source) if score > limit else 0)
+    return some
+
+
 def flatten(trees: Sequence[Tree]) -> Draft | None:
     """The engine's draft of one tree a row; None if there is no node."""
     if not any(trees):
