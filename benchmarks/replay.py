@@ -289,21 +289,22 @@ def main() -> None:
         pairs = list(itertools.islice(read(options.file, encode), options.limit))
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    print(f"{len(pairs)} requests, {sum(len(p.output) for p in pairs):,} output tokens, memory {'fresh' if options.fresh else 'kept'}")
+    written = sum(len(p.output) for p in pairs)
+    print(f"{len(pairs)} requests, {written:,} output tokens, memory {'fresh' if options.fresh else 'kept'}")
     print(f"\n{'index':<15}{'budget':>6}{'MAT':>7}{'decode':>8}{'drafted':>9}{'hit':>7}{'said':>7}", end="")
     print(f"{'us':>8}{'p95':>8}{'learn':>7}{'tokens':>10}{'MB':>8}{'B/token':>9}")
     rows = []
     for name, budget in itertools.product(names, budgets):
         row = measure(name, known[name], pairs, budget, options.fresh)
         rows.append(row)
-        print(f"{name:<15}{budget:>6}{row.mat:>7.3f}{row.decode_mat:>8.3f}{row.drafted:>9.1f}{row.hit:>7.3f}{row.said:>7.3f}", end="")
-        print(f"{row.query_us:>8.0f}{row.query_us_p95:>8.0f}{row.learn_us:>7.2f}{row.tokens:>10,}", end="")
-        print(f"{row.bytes / 1e6:>8.1f}{row.bytes / max(1, row.tokens):>9.0f}", flush=True)
+        print(f"{name:<15}{budget:>6}{row.mat:>7.3f}{row.decode_mat:>8.3f}{row.drafted:>9.1f}", end="")
+        print(f"{row.hit:>7.3f}{row.said:>7.3f}{row.query_us:>8.0f}{row.query_us_p95:>8.0f}{row.learn_us:>7.2f}", end="")
+        print(f"{row.tokens:>10,}{row.bytes / 1e6:>8.1f}{row.bytes / max(1, row.tokens):>9.0f}", flush=True)
     line = json.dumps(
         {
             "benchmark": "replay",
             "requests": len(pairs),
-            "output_tokens": sum(len(p.output) for p in pairs),
+            "output_tokens": written,
             "fresh": options.fresh,
             "capacity": options.capacity,
             "rows": [{key: round(v, 4) if isinstance(v, float) else v for key, v in asdict(row).items()} for row in rows],

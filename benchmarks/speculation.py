@@ -30,7 +30,8 @@ model computed for each output token. draft ms: all that happens before the call
 choosing a budget. step ms: one step, that included, and in brackets what T says of it.
 
 T(rows, q): seconds of a call with q new tokens for each of so many rows, behind contexts of the task's usual length, as the
-engine makes it but for all around it: batch, forward, argmax, rollback. Measured here, in the same process, just before.
+engine makes it but for all around it: batch, forward, argmax, rollback. It takes its turn among the contenders, since the times
+of one mood say nothing of another one's; medians of a repeat serve its predictions, and the table shows the median of these.
 predicted: what drafting should give: the speed that T and the measured drafting time allow for the steps as they were, over the
 same for plain decoding. Where every step is alike this is MAT / (T(1 + drafted) / T(1) + drafting time / T(1)).
 measured: decoding alone, tokens a second in steps that computed no prompts, over plain decoding's. of it: measured / predicted.
@@ -69,7 +70,7 @@ from decode import TIE, machine
 import forethought as ft
 from forethought.backend.batch import Output, Row, TokenBatch
 from forethought.backend.decoder import Decision, Draft
-from forethought.backend.kv import KVPool
+from forethought.backend.kv import Context, KVPool
 from forethought.backend.load import BUILT_IN
 from forethought.backend.request import Request
 from forethought.backend.request import Row as Line
@@ -78,14 +79,12 @@ from forethought.nano.problems import problems
 SIZES = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 64)
 """New tokens a row that T is measured at."""
 TIMES = 9
-"""It is measured so often, at least."""
+"""How often in a repeat, at least."""
 OTHERS = 8
 """Problems of the untimed pass, at least."""
 NGRAM_TOKENS = 10
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
-SPEC_BENCH = {"mt_bench": MT_BENCH} | {
-    name: (name,) for name in ("translation", "summarization", "qa", "math_reasoning", "rag")
-}  # fmt: skip
+SPEC_BENCH = {"mt_bench": MT_BENCH} | {name: (name,) for name in ("translation", "summarization", "qa", "math_reasoning", "rag")}
 TASKS = ("math", *SPEC_BENCH)
 PLAIN = "autoregressive"
 COUNTERPART = {
@@ -112,41 +111,48 @@ class Table:
         return float(np.interp(rows, self.rows, at_size))
 
 
-@torch.inference_mode()
-def time_calls(model: ft.Model, prompt: int, written: int, rows: Sequence[int], sizes: Sequence[int], times: int) -> Table:
-    """T behind ``prompt`` tokens computed at once and ``written`` ones computed one by one, all rows together.
+class Clock:
+    """Measures T behind ``prompt`` tokens computed at once and ``written`` ones computed one by one, all rows together."""
 
-    Medians of ``times`` rounds, or of as many as a tenth of that in seconds allows.
-    """
-    draw = np.random.default_rng(0)
+    def __init__(self, model: ft.Model, prompt: int, written: int, rows: Sequence[int], sizes: Sequence[int]) -> None:
+        self.model, self.rows, self.sizes = model, rows, sizes
+        self._draw = np.random.default_rng(0)
+        self._contexts = [self._fill(count, prompt, written) for count in rows]
+        self._rounds: list[list[list[float]]] = []
 
-    def ids(count: int) -> Ids:
-        return draw.integers(0, model.info.vocab_size, count).tolist()  # type: ignore[no-any-return]
+    def _ids(self, count: int) -> Ids:
+        return self._draw.integers(0, self.model.info.vocab_size, count).tolist()  # type: ignore[no-any-return]
 
-    table = []
-    for count in rows:
-        pool = model.new_pool(count * (prompt + written + max(sizes)))
+    def _fill(self, count: int, prompt: int, written: int) -> list[Context]:
+        pool = self.model.new_pool(count * (prompt + written + max(self.sizes)))
         contexts = [pool.new_context() for _ in range(count)]
-        for batch in (*([Row(context, ids(prompt))] for context in contexts), *([] for _ in range(written))):
-            call = TokenBatch(pool, batch or [Row(context, ids(1)) for context in contexts])
-            model.forward(call)
+        for rows in (*([Row(context, self._ids(prompt))] for context in contexts), *([] for _ in range(written))):
+            call = TokenBatch(pool, rows or [Row(context, self._ids(1)) for context in contexts])
+            self.model.forward(call)
             call.commit()
-        rounds: list[list[float]] = []
-        begin = time.perf_counter()
-        while len(rounds) <= times or time.perf_counter() - begin < 0.1 * times:
-            rounds.append([_time_call(model, pool, [Row(context, ids(size)) for context in contexts]) for size in sizes])
-        table.append([statistics.median(seconds) for seconds in zip(*rounds[1:], strict=True)])
-    return Table(rows, sizes, table)
+        return contexts
 
+    def take_turn(self, times: int) -> None:
+        """Every size ``times`` times, and once before: what others left in the caches is theirs."""
+        for i in range(times + 1):
+            seconds = [[self._call(contexts, size) for size in self.sizes] for contexts in self._contexts]
+            if i:
+                self._rounds.append(seconds)
 
-def _time_call(model: ft.Model, pool: KVPool, rows: Sequence[Row]) -> float:
-    start = time.perf_counter()
-    call = TokenBatch(pool, rows)
-    logits = model.forward(call).logits
-    assert logits is not None
-    logits.argmax(-1).tolist()
-    call.rollback()
-    return time.perf_counter() - start
+    def _call(self, contexts: Sequence[Context], size: int) -> float:
+        drafts = [self._ids(size) for _ in contexts]
+        start = time.perf_counter()
+        call = TokenBatch(contexts[0].pool, [Row(context, ids) for context, ids in zip(contexts, drafts, strict=True)])
+        logits = self.model.forward(call).logits
+        assert logits is not None
+        logits.argmax(-1).tolist()
+        call.rollback()
+        return time.perf_counter() - start
+
+    def table(self) -> Table:
+        """Medians since the last table."""
+        rounds, self._rounds = self._rounds, []
+        return Table(self.rows, self.sizes, np.median(rounds, 0).tolist())
 
 
 # ---- what is compared -----------------------------------------------------------------------------------------------------
@@ -443,12 +449,14 @@ def texts(task: str) -> Iterator[str]:
 
 def read(task: str, model: ft.Model, count: int, others: int, tokens: int) -> tuple[list[Ids], list[Ids], int]:
     """Prompts of ``count`` problems, of as many ``others`` as there are, and how many did not fit on the way."""
+    if model.text is None:
+        raise ValueError(f"{model.info.name} has no tokenizer")
     found: list[Ids] = []
     left_out = 0
     for text in texts(task):
         if len(found) == count + others:
             break
-        ids = model.text.encode([{"role": "user", "content": text}])  # type: ignore[union-attr]
+        ids = model.text.encode([{"role": "user", "content": text}])
         if len(ids) + tokens + max(SIZES) <= model.info.max_positions:
             found.append(ids)
         else:
@@ -463,7 +471,7 @@ def read(task: str, model: ft.Model, count: int, others: int, tokens: int) -> tu
 
 
 def measure(task: str, names: Sequence[str], models: Models, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Rows: what T is, then one for each batch and contender."""
+    """Rows: for each batch what T is, then one for each contender."""
     model, sizes = models.target, (1, 2, 4) if options.quick else SIZES
     prompts, others, left_out = read(task, model, options.problems, max(OTHERS, options.warm, *options.batch), options.tokens)
     (plain,) = contenders([PLAIN], models, Settings.of(options, prompts + others, len(others)), [])
@@ -471,12 +479,6 @@ def measure(task: str, names: Sequence[str], models: Models, options: argparse.N
     plain.run(others)
     plain.end()
     prompt, written = (round(statistics.mean(map(len, lists))) for lists in (prompts, plain.tally.outputs))
-    grid = sorted({1, *options.batch, *(2**i for i in range(max(options.batch).bit_length()))})
-    table = time_calls(model, prompt, written // 2, grid, sizes, 2 if options.quick else TIMES)
-    yield {
-        "task": task, "prompts": len(prompts), "left_out": left_out, "prompt_tokens": prompt, "output_tokens": written,
-        "rows": grid, "sizes": sizes, "seconds": table.seconds,
-    }  # fmt: skip
     warm = plain.tally.outputs[: options.warm]
     for batch in options.batch:
         settings = Settings.of(options, prompts + others, batch)
@@ -485,31 +487,43 @@ def measure(task: str, names: Sequence[str], models: Models, options: argparse.N
             contender.begin()
             contender.run(others[:batch])
             contender.end()
+        grid = sorted({batch, *(2**i for i in range(batch.bit_length()))})
+        clock = Clock(model, prompt, written // 2, grid, sizes)
+        times = math.ceil((2 if options.quick else TIMES) / math.ceil(len(prompts) / batch))
         repeats: list[dict[str, Tally]] = []
+        tables: list[Table] = []
         for _ in range(options.repeats):
             gc.collect()
             for contender in running:
                 contender.begin()
             for first in range(0, len(prompts), batch):
+                clock.take_turn(times)
                 for contender in running:
                     contender.run(prompts[first : first + batch])
             for contender in running:
                 contender.end()
             repeats.append({contender.name: contender.tally for contender in running})
+            tables.append(clock.table())
+        yield {
+            "task": task, "batch": batch, "prompts": len(prompts), "left_out": left_out, "prompt_tokens": prompt,
+            "output_tokens": written, "rows": grid, "sizes": sizes,
+            "seconds": np.median([table.seconds for table in tables], 0).tolist(),
+        }  # fmt: skip
         for contender in running:
             agreement = compare(model, settings, prompts, contender.name, repeats)
-            yield {"task": task, "batch": batch} | summary(contender.name, repeats, table) | agreement
+            yield {"task": task, "batch": batch} | summary(contender.name, repeats, tables) | agreement
 
 
-def summary(name: str, repeats: Sequence[dict[str, Tally]], table: Table) -> dict[str, Any]:
-    """What ``repeats`` say of one contender, beside the others."""
+def summary(name: str, repeats: Sequence[dict[str, Tally]], tables: Sequence[Table]) -> dict[str, Any]:
+    """What ``repeats`` say of one contender, beside the others. ``tables``: T as it was in each."""
     mine = [tallies[name] for tallies in repeats]
 
     def over(of: Callable[[Tally], float]) -> float:
         return statistics.median(of(tally) for tally in mine)
 
     row: dict[str, Any] = {
-        "impl": name, "requests": len(mine[0].outputs), "tokens": mine[0].tokens, "repeats": len(repeats), "calls": over(lambda tally: tally.forwards),
+        "impl": name, "requests": len(mine[0].outputs), "tokens": mine[0].tokens, "repeats": len(repeats),
+        "calls": over(lambda tally: tally.forwards),
         **spread("tok_s", [tally.overall for tally in mine]),
         "mat": over(lambda tally: tally.mat),
         "drafted": over(lambda tally: tally.drafted / max(1, tally.forwards)),
@@ -524,11 +538,17 @@ def summary(name: str, repeats: Sequence[dict[str, Tally]], table: Table) -> dic
         row |= {
             "rows": over(lambda tally: statistics.mean(step.rows for step in tally.steps)),
             "step_ms": over(lambda tally: 1e3 * statistics.mean(step.seconds for step in tally.steps)),
-            "step_ms_by_t": over(lambda tally: 1e3 * statistics.mean(told(step, table) for step in tally.steps)),
+            "step_ms_by_t": statistics.median(
+                1e3 * statistics.mean(told(step, table) for step in tally.steps)
+                for tally, table in zip(mine, tables, strict=True)
+            ),
             "draft_ms": over(lambda tally: 1e3 * statistics.mean(step.drafting for step in tally.steps)),
         }
         if name != PLAIN:
-            predicted = [tallies[name].allowed(table) / tallies[PLAIN].allowed(table) for tallies in repeats]
+            predicted = [
+                tallies[name].allowed(table) / tallies[PLAIN].allowed(table)
+                for tallies, table in zip(repeats, tables, strict=True)
+            ]
             measured = [tallies[name].speed / tallies[PLAIN].speed for tallies in repeats]
             share = [m / p for m, p in zip(measured, predicted, strict=True)]
             row |= spread("predicted", predicted) | spread("measured", measured) | spread("share", share)
@@ -599,7 +619,7 @@ def line(row: dict[str, Any]) -> str:
 def show(table: dict[str, Any]) -> str:
     """T, in ms."""
     head = (
-        f"{table['task']}: {table['prompts']} prompts ({table['left_out']} more were too long), in the mean "
+        f"{table['task']}, batch {table['batch']}: {table['prompts']} prompts ({table['left_out']} were too long), in the mean "
         f"{table['prompt_tokens']} tokens and {table['output_tokens']} of answer\n"
         f"T(rows, q): ms of a call with q new tokens a row, behind {table['prompt_tokens'] + table['output_tokens'] // 2}"
     )
@@ -671,7 +691,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for row in measure(task, options.decoders, models, options):
             if "impl" not in row:
                 tables.append(row)
-                print(show(row), HEADER, sep="\n", flush=True)
+                print("", show(row), HEADER, sep="\n", flush=True)
                 continue
             rows.append(row | {"quick": options.quick})
             print(line(row), flush=True)

@@ -7,6 +7,7 @@ together. Not here: what becomes of the drafts; a process or stream of its own (
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class DraftModel(Source):
         self.model, self.fans, self.sampled, self._kv_slots = model, list(fans), sampled, kv_slots
         self.laws: list[dict[int, npt.NDArray[np.float64]]] = []
         """Of each row of the last proposal: node -> what its children were drawn from [vocabulary], if ``sampled``."""
+        self._lock = threading.Lock()  # whoever brings a request asks for its slots
         self._pool: KVPool | None = None
         self._cache: PrefixTree | None = None
         self._lines: dict[int, _Line] = {}
@@ -87,10 +89,11 @@ class DraftModel(Source):
 
     def _own(self, pool: KVPool) -> KVPool:
         """The draft model's pool, as large as the engine's unless it was said."""
-        if self._pool is None:
-            self._pool = self.model.new_pool(self._kv_slots or pool.size)
-            self._cache = PrefixTree(self._pool)
-        return self._pool
+        with self._lock:
+            if self._pool is None:
+                self._pool = self.model.new_pool(self._kv_slots or pool.size)
+                self._cache = PrefixTree(self._pool)
+            return self._pool
 
     # ---- following the rows ---------------------------------------------------------------------------------------------
 
@@ -130,6 +133,7 @@ class DraftModel(Source):
             if pool.free >= need:
                 break
             self._drop(key)
+            cache.evict(need - pool.free)
         return pool.free >= need
 
     def _drop(self, key: int) -> None:
@@ -221,7 +225,7 @@ class DraftModel(Source):
         """Add a leaf's children; returns those to go on from."""
         grown = []
         for rank, (token, share) in enumerate(found[: nodes - len(tree)]):
-            if share <= 0:
+            if not share > 0:  # nor where the draft model's logits are NaN
                 break
             # Whether a sampled node stays must not depend on its value: its score is its place.
             score = 0.9 ** len(tree) if self.sampled else leaf.score * share
@@ -240,19 +244,19 @@ class DraftModel(Source):
         draws without replacement.
         """
         nodes = Nodes([leaf.row for leaf in leaves], [leaf.path for leaf in leaves])
-        if self.sampled:
-            law = self._sampler.process(rows, logits, nodes)
-            keys = []
-            for leaf in leaves:
-                row = rows[leaf.row]
-                stream = noise.stream(row.request.seed, row.sample, noise.Lane.DRAFT, row.index)
-                keys.append(noise.mix(stream, len(row.output), len(leaf.path)))  # of this round alone
-            key = torch.from_numpy(np.array(keys, np.uint64).view(np.int64)).to(law.device)
-            noisy, law = law + noise.gumbel(key, torch.arange(law.shape[1], device=law.device)), law.exp()
-            for leaf, one in zip(leaves, law.double().cpu().numpy(), strict=True):
-                self.laws[leaf.row][leaf.node] = one
-        else:
-            law, noisy = self._sampler.perturbed(rows, logits, nodes)
+        if not self.sampled:
+            ids, shares = self._sampler.guess(rows, logits, nodes, fan)
+            return [list(zip(*pair, strict=True)) for pair in zip(ids, shares, strict=True)]
+        law = self._sampler.process(rows, logits, nodes)
+        keys = []
+        for leaf in leaves:
+            row = rows[leaf.row]
+            stream = noise.stream(row.request.seed, row.sample, noise.Lane.DRAFT, row.index)
+            keys.append(noise.mix(stream, len(row.output), len(leaf.path)))  # of this round alone
+        key = torch.from_numpy(np.array(keys, np.uint64).view(np.int64)).to(law.device)
+        noisy, law = law + noise.gumbel(key, torch.arange(law.shape[1], device=law.device)), law.exp()
+        for leaf, one in zip(leaves, law.double().cpu().numpy(), strict=True):
+            self.laws[leaf.row][leaf.node] = one
         best = noisy.topk(min(fan, noisy.shape[1]), -1).indices
         return [list(zip(*pair, strict=True)) for pair in zip(best.tolist(), law.gather(1, best).tolist(), strict=True)]
 

@@ -2,13 +2,15 @@
 
 Every position is linked to the one before it that ended with the same token, the same two and the same four. A draft walks
 these chains from the end of the running text, in the text itself and in the memory, newest first, and takes what followed.
-An occurrence weighs ``GROWTH`` to the power of how many tokens matched, and more if it is the running text's own. Paths share
-their occurrences' weight; so does ``ESCAPE``, the weight of anything never seen, which loses by the same factor at every
-token that went on as before. Drafts are the best paths first.
+An occurrence weighs ``GROWTH`` to the power of how many tokens matched, ``OWN`` times that in the running text. Paths share
+their occurrences' weight with ``ESCAPE``, the weight of what was never seen, which stays while a path's occurrences grow by
+``GROWTH`` a token. Best paths come first, and a likely one is looked up again, as if it had been said: what ends alike
+but began otherwise joins in. A memory that matches no more tokens than the running text weighs at most ``MOST`` times as
+much, however often it repeats itself.
 
-Inserting a token and evicting one are O(1), memory is O(n): four int32 a token and the chains' heads. A query looks at no
-more than a few times the budget of occurrences, wherever they are. Not here: decay by age, other than that the newest
-occurrences are looked at first.
+Inserting a token and evicting one are O(1); memory is O(n): four int32 a token, and the heads of the chains. A query looks at
+no more than 6 (16 + budget / 2) occurrences at first and 18 when it looks again, however much there is. The constants were
+fitted to texts of a small model and to people's answers, so that scores come true on average. Not here: fitting them online.
 """
 
 from __future__ import annotations
@@ -22,16 +24,27 @@ from .index import EDGE, Ids, Index, Line
 from .tree import Tree
 
 GROWTH = 1.5
-ESCAPE = 8.0
+ESCAPE = 6.0
 OWN = 3.0
 REACH = 16
+"""Tokens of the context that can match."""
+LOOKS = 16
+"""Occurrences looked at in each chain at first; half the budget more."""
+AGAIN = 3
+"""The same when a path is looked up again."""
+LIKELY = 3.0
+"""A path is, if its score is above this over the budget."""
 CEILING = 0.98
-LOOKS = 24
-FRESH = 1.0
-AGAIN = 6
+MOST = 5.0
+"""The weight of the memory over that of the running text, where the memory matches no more."""
+FARTHEST = 64
+"""Beyond this depth nothing grows surer."""
 
-_WEIGHTS = [GROWTH**m for m in range(-300, REACH + 1)]
-_WEIGHTS = _WEIGHTS[300:] + _WEIGHTS[:300]
+_ESCAPES = [ESCAPE * GROWTH**-at for at in range(FARTHEST)]
+_POWERS = [GROWTH**m for m in (*range(REACH + 1), *range(-FARTHEST, 0))]
+_MEMORY = 1 << 32
+_NO = -2
+"""Equal to no token and no edge."""
 
 
 @final
@@ -94,51 +107,42 @@ class Chains:
             self.origin += end
             self.start = 0
 
-    def heads(self, context: Sequence[int]) -> list[int]:
-        """Where the last 4, 2 and 1 tokens of a context (newest first) ended last, -1 if never."""
-        d, c, b, a = [*context, -2, -2, -2][:4]
-        nowhere = self.origin - 1
-        return [
-            self.head4.get(hash((a, b, c, d)), nowhere) - self.origin, self.head2.get(c << 31 | d, nowhere) - self.origin,
-            self.head1.get(d, nowhere) - self.origin,
-        ]  # fmt: skip
+    def walk(self, context: Sequence[int], looks: int, end: int = -1) -> list[tuple[int, int]]:
+        """Positions but ``end`` that end as the context does (newest token first), and how many tokens they share with it.
 
-    def walk(self, starts: list[int], context: list[int], reach: int, looks: int) -> list[tuple[int, int]]:
-        """Positions that end as the context does, and how many tokens they share with it: longest keys and newest first."""
-        ids, start = self.ids, self.start
+        At most ``looks`` from each chain, the longest key first, newest first.
+        """
+        ids, start, origin, reach = self.ids, self.start, self.origin, len(context)
+        d, c, b, a = context[:4] if reach > 3 else [*context, _NO, _NO, _NO][:4]
         found: list[tuple[int, int]] = []
-        d, c, b, a = [*context, -2, -2, -2][:4]
-        at, back, left = starts[0], self.back4, looks
+        at, back, left = self.head4.get(hash((a, b, c, d)), origin) - origin, self.back4, looks
+        if at == end:
+            at -= back[at] or at
         while at > start and left:
-            left -= 1
             m = 4
             while m < reach and ids[at - m] == context[m]:
                 m += 1
             found.append((at, m))
-            step = back[at]
-            if not step:
-                break
-            at -= step
-        at, back, left = starts[1], self.back2, looks
-        while at > start and left:
             left -= 1
+            at -= back[at] or at
+        at, back, left = self.head2.get(c << 31 | d, origin) - origin, self.back2, looks
+        if at == end:
+            at -= back[at] or at
+        while at > start and left:  # what the longer key has found is not taken twice
             if ids[at - 2] != b:
                 found.append((at, 2))
             elif ids[at - 3] != a:
                 found.append((at, 3))
-            step = back[at]
-            if not step:
-                break
-            at -= step
-        at, back, left = starts[2], self.back1, looks
-        while at > start and left:
             left -= 1
+            at -= back[at] or at
+        at, back, left = self.head1.get(d, origin) - origin, self.back1, looks
+        if at == end:
+            at -= back[at] or at
+        while at > start and left:
             if ids[at - 1] != c:
                 found.append((at, 1))
-            step = back[at]
-            if not step:
-                break
-            at -= step
+            left -= 1
+            at -= back[at] or at
         return found
 
 
@@ -189,80 +193,50 @@ class _Line(Line):
         self._chains = Chains(self._ids)
 
     def _grow(self, budget: int, depth: int) -> Tree:
-        end = len(self._ids) - 1
-        return _Growth(self._chains, self._memory.chains, end, budget, depth).tree
+        return _Growth(self._chains, self._memory.chains, depth).tree(budget)
 
 
+@final
 class _Growth:
-    def __init__(self, own, memory, end, budget, depth) -> None:
-        self.own, self.memory, self.end, self.depth = own, memory, end, depth
-        self.runs: list[Sequence[int]] = []
+    """One draft: occurrences and, of each, what followed (``runs``), its weight, and where it stood at the root (``keys``).
+
+    Keys tell occurrences apart however deep they were found: positions, in the memory ``_MEMORY`` more.
+    """
+
+    def __init__(self, own: Chains, memory: Chains, depth: int) -> None:
+        self.own, self.memory, self.depth = own, memory, depth
+        self.end = len(own.ids) - 1
+        self.runs: list[Ids] = []
         self.weights: list[float] = []
         self.keys: list[int] = []
-        ids = own.ids
-        context = ids[max(1, end + 1 - REACH) :].tolist()[::-1]
-        group = self.find([], context, 0, LOOKS + budget // 2)
-        self.tree = self.grow(group, context, budget, depth)
 
-    def find(self, group: list[int], context: list[int], at: int, looks: int) -> list[int]:
-        own, memory, end, depth, runs, weights, keys = self.own, self.memory, self.end, self.depth, self.runs, self.weights, self.keys
-        known = {keys[i] for i in group}
-        reach = min(REACH, len(context))
-        count = len(runs)
-        starts = own.heads(context)
-        if starts[2] == end:
-            starts = [end - back[end] if p == end and back[end] else (p if p < end else -1) for p, back in zip(starts, (own.back4, own.back2, own.back1))]
-        ids = own.ids
-        for place, matched in own.walk(starts, context, reach, looks):
-            key = place - at
-            if key in known or key < 0:
-                continue
-            run = ids[key + 1 : key + 1 + depth]
-            if len(run) < depth:  # up to the end of the text, and from there on as if it repeated itself
-                part = run[at:]
-                run = (run + part * (depth // len(part) + 1))[:depth]
-            runs.append(run)
-            weights.append(OWN * _WEIGHTS[matched - at])
-            keys.append(key)
-        ids = memory.ids
-        for place, matched in memory.walk(memory.heads(context), context, reach, looks):
-            key = place - at
-            if ~key in known or key < 0:
-                continue
-            runs.append(ids[key + 1 : key + 1 + depth])
-            weights.append(_WEIGHTS[matched - at])
-            keys.append(~key)
-        return group + list(range(count, len(runs)))
-
-    def grow(self, group: list[int], context: list[int], budget: int, depth: int) -> Tree:
-        runs, weights = self.runs, self.weights
+    def tree(self, budget: int) -> Tree:
+        depth, runs, weights = self.depth, self.runs, self.weights
         ids: list[int] = []
         parents: list[int] = []
         scores: list[float] = []
+        context = self.own.ids[max(1, self.end + 1 - REACH) :].tolist()[::-1]
+        contexts = {0: context}
+        group = self.root(context, LOOKS + budget // 2)
+        least = LIKELY / budget
         heap: list[tuple[float, int, int, int, int, list[int]]] = []
-        node, at, score, count = 0, 0, CEILING, 0
-        escapes = [ESCAPE / GROWTH**j for j in range(depth)]
-        least = FRESH / budget
+        node = at = count = 0
+        score = CEILING
         while True:
             if at < depth:
                 if at and score > least:
-                    path = []
-                    j = node
-                    while j:
-                        path.append(ids[j - 1])
-                        j = parents[j - 1]
-                    group = self.find(group, (path + context)[:REACH], at, AGAIN)
+                    contexts[node] = context = [ids[-1], *contexts[parents[-1]][: REACH - 1]]
+                    group = group + self.find(context, AGAIN, at, {self.keys[i] for i in group})
+                whole = _ESCAPES[at] if at < FARTHEST else _ESCAPES[-1]
                 if len(group) == 1:
                     (i,) = group
                     token = runs[i][at]
                     if token >= 0:
-                        weight = weights[i]
                         count += 1
-                        heappush(heap, (-score * weight / (weight + escapes[at]), count, token, node, at + 1, group))
+                        heappush(heap, (-score * weights[i] / (whole + weights[i]), count, token, node, at + 1, group))
                 else:
                     groups: dict[int, list[int]] = {}
                     shares: dict[int, float] = {}
-                    whole = escapes[at]
                     for i in group:
                         token = runs[i][at]
                         if token >= 0:
@@ -278,11 +252,49 @@ class _Growth:
                     for token, share in shares.items():
                         count += 1
                         heappush(heap, (rate * share, count, token, node, at + 1, groups[token]))
-            if len(ids) == budget or not heap:
-                return Tree(ids, parents, scores, [1] * len(ids))
+            if not heap:
+                break
             score, _, token, parent, at, group = heappop(heap)
             ids.append(token)
             parents.append(parent)
             scores.append(-score)
-            score = -score * CEILING
-            node = len(ids)
+            score *= -CEILING
+            node += 1
+            if node == budget:
+                break
+        return Tree(ids, parents, scores, [1] * node)
+
+    def root(self, context: list[int], looks: int) -> list[int]:
+        """All that matches the text itself."""
+        found = self.find(context, looks, 0, set())
+        mine = sum(key < _MEMORY for key in self.keys)
+        theirs = self.weights[mine:]
+        if mine and theirs and max(theirs) * OWN <= max(self.weights[:mine]):
+            raised = max(1.0, sum(theirs) / MOST / sum(self.weights[:mine]))
+            self.weights[:mine] = [weight * raised for weight in self.weights[:mine]]
+        return found
+
+    def find(self, context: list[int], looks: int, at: int, known: set[int]) -> list[int]:
+        """Take in what matches a path of ``at`` tokens but ``known`` keys; their numbers. A run starts at the root's place."""
+        runs, weights, keys, depth, first = self.runs, self.weights, self.keys, self.depth, len(self.runs)
+        for place, matched in self.own.walk(context, looks, self.end):
+            key = place - at
+            if key not in known:
+                run = _cut(self.own.ids, key + 1, depth)
+                if len(run) < depth:  # up to the end of the text, and from there on as if it repeated itself
+                    run = (run + run[at:] * (depth // (len(run) - at) + 1))[:depth]
+                runs.append(run)
+                weights.append(OWN * _POWERS[max(matched - at, -FARTHEST)])
+                keys.append(key)
+        for place, matched in self.memory.walk(context, looks):
+            key = place - at
+            if key + _MEMORY not in known:
+                runs.append(_cut(self.memory.ids, key + 1, depth))
+                weights.append(_POWERS[max(matched - at, -FARTHEST)])
+                keys.append(key + _MEMORY)
+        return list(range(first, len(runs)))
+
+
+def _cut(ids: Ids, begin: int, length: int) -> Ids:
+    """A slice that may begin before the array does."""
+    return ids[begin : begin + length] if begin >= 0 else array("i", (EDGE,)) * -begin + ids[: begin + length]

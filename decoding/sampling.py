@@ -184,13 +184,19 @@ class Sampler:
             outputs = [[*rows[r].output, *path] for r, path in zip(nodes.owner, nodes.paths, strict=True)]
         return process(logits, [self._sampling[r] for r in nodes.owner], [rows[r].prompt for r in nodes.owner], outputs)
 
-    def perturbed(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes) -> tuple[Tensor, Tensor]:
-        """For guessing what :meth:`draw` will say: probabilities [N, vocabulary] at each node, and scores whose largest it is."""
+    def guess(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes, count: int) -> tuple[list[list[int]], list[list[float]]]:
+        """What :meth:`draw` will likely say at each node, if the model that it asks agrees with these ``logits``: the ``count``
+        tokens that do best under its own noise, best first, and their probabilities here."""
         self._prepare(rows)
-        if self._greedy and not self._edits:
-            return logits.float().softmax(-1), logits
-        processed = self.process(rows, logits, nodes)
-        return processed.exp(), processed + self._noise(rows, logits, nodes)
+        plain = self._greedy and not self._edits
+        if plain and count == 1 and logits.is_cpu and logits.dtype == torch.float32:
+            table = logits.numpy()
+            best = table.argmax(1)[:, None]
+            shares = 1 / np.exp(table - np.take_along_axis(table, best, 1)).sum(1, keepdims=True)
+            return best.tolist(), shares.tolist()
+        law = logits.float() if plain else self.process(rows, logits, nodes)
+        found = (law if plain else law + self._noise(rows, logits, nodes)).topk(min(count, law.shape[1]), -1).indices
+        return found.tolist(), law.softmax(-1).gather(1, found).tolist()
 
     def _prepare(self, rows: Sequence[Row]) -> None:
         if self._rows == rows:

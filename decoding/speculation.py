@@ -89,7 +89,7 @@ class Speculation(Decoder):
     def draft(self, rows: Sequence[Row], budget: int) -> Draft | None:
         self._close_round(time.perf_counter())
         start = time.perf_counter()
-        depths = [row.request.max_tokens - len(row.output) - 1 for row in rows]
+        depths = [self._depth(row) for row in rows]
         asked = [0] * len(self.sources)
         proposed: list[list[Tree] | None] = [None] * len(self.sources)
         if budget > 0 and any(depth > 0 for depth in depths):
@@ -101,6 +101,10 @@ class Speculation(Decoder):
         now = time.perf_counter()
         self._round = _Round(list(rows), proposed, trees, tokens, now, now - start)
         return draft
+
+    def _depth(self, row: Row) -> int:
+        """How deep a draft for ``row`` may be."""
+        return row.request.max_tokens - len(row.output) - 1
 
     def _ask(self, s: int, nodes: int, rows: Sequence[Row], depths: Sequence[int]) -> list[Tree]:
         """The trees of source ``s``."""

@@ -9,7 +9,7 @@ cut still makes another text. Cost: a draft model forward a level, then one targ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import mul
 from typing import Literal
 
@@ -48,6 +48,10 @@ class Speculative(Speculation):
             raise ValueError(f"rule={rule!r}: one of {', '.join(RULES)}")
         if tree is not None and (not tree or any(not isinstance(fan, int) or fan < 1 for fan in tree)):
             raise ValueError(f"tree={tree!r}: how many children a node of each depth has, each at least 1")
+        if draft_tokens is not None and (isinstance(draft_tokens, bool) or not isinstance(draft_tokens, int)):
+            raise TypeError(f"draft_tokens={draft_tokens!r}: a whole number, not {type(draft_tokens).__name__}")
+        if kv_slots is not None and kv_slots < 1:
+            raise ValueError(f"kv_slots={kv_slots}: at least 1")
         size = sum(accumulate(tree, mul)) if tree is not None else draft_tokens or 5
         if tree is not None and size > TREE_LIMIT and any(fan > 1 for fan in tree):
             raise ValueError(f"tree={list(tree)}: {size} nodes, at most {TREE_LIMIT}")
@@ -64,7 +68,7 @@ class Speculative(Speculation):
             else:
                 raise TypeError(f"draft: a model or a drafting decoder, not {type(part).__name__}")
         if rule != "match":
-            if len(sources) != 1 or not isinstance(sources[0], DraftModel):
+            if len(parts) != 1 or not isinstance(parts[0], Model):
                 raise ValueError(
                     f"rule={rule!r} weighs the law that a draft was sampled from: it takes one draft model and nothing else"
                 )
@@ -79,6 +83,10 @@ class Speculative(Speculation):
             sources, size if draft_tokens is None else draft_tokens, adaptive=rule == "match" if adaptive is None else adaptive
         )
 
+    def _depth(self, row: Row) -> int:
+        # Whether there is a draft for the first token depends on what the cache has of the prompt.
+        return super()._depth(row) if self.rule == "match" or row.output else 0
+
     def decide(self, rows: Sequence[Row], draft: Draft | None, output: Output) -> Decision:
         if self.rule == "match" or draft is None or output.logits is None:
             return super().decide(rows, draft, output)
@@ -91,6 +99,10 @@ class Speculative(Speculation):
         kept: list[int] = []
         ends, kept_ends = [0], [0]
         failed: dict[int, Exception] = {}
+        # Without a draft of its own a row has plain decoding's token, whether or not others have drafts.
+        roots = torch.tensor([begin + i for i, begin in enumerate(ptr[:-1])], device=output.logits.device)
+        some = any(begin == end for begin, end in pairwise(ptr))
+        alone = self._sampler.draw(rows, output.logits[roots]).tokens.tolist() if some else []
         for i, row in enumerate(rows):
             begin, end, first = ptr[i], ptr[i + 1], ptr[i] + i
             own = laws[first : first + 1 + end - begin]
@@ -99,7 +111,10 @@ class Speculative(Speculation):
                 if not np.isfinite(own[0]).all():
                     failed[i] = FloatingPointError(f"no finite logit for output token {len(row.output)}")
                     own = np.ones_like(own)[:1] / own.shape[1]
-            said = self._judge(i, row, ids[begin:end], parents[begin:end], own[: 1 + end - begin])
+            if begin == ptr[i + 1]:
+                said = Accepted([], [alone[i]])
+            else:
+                said = self._judge(i, row, ids[begin:end], parents[begin:end], own[: 1 + end - begin])
             emitted += said.ids
             places += [first + node for node in (0, *said.path)]
             kept += [0, *said.path]

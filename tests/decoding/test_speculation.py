@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,14 +15,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from drafting import (
-    ADAPTIVE, DECODERS, FIXED, LETTERS, Asked, Clock, Make, agree, crowd, flips, idle, perturbed, plain, talker, texts, together,
+    ADAPTIVE,
+    DECODERS,
+    FIXED,
+    Asked,
+    Clock,
+    Make,
+    agree,
+    crowd,
+    flips,
+    idle,
+    perturbed,
+    plain,
+    talker,
+    together,
 )  # fmt: skip
-from lab import Audited, Toy, slow_generate, tiny_llama
+from lab import EOS, Audited, Toy, slow_generate, tiny_llama
 
 import forethought as ft
 from forethought.backend.batch import TokenBatch
 from forethought.backend.model import Model
+from forethought.backend.request import Row
 from forethought.decoding import speculation
 from forethought.decoding.source import Source
 from forethought.decoding.speculation import Speculation
@@ -37,7 +53,7 @@ def said() -> list[list[ft.Completion]]:
     outs = plain(talker(), CROWD)
     found = [c for out in outs for c in out]
     reasons = {c.stop_reason for c in found}
-    assert {98, "STOP"} <= reasons and len(reasons) > 4, "stops of every kind are met"
+    assert reasons >= {None, EOS, 98, "STOP", "ja"}, "stops of every kind are met"
     assert sum(c.finish_reason == "length" for c in found) > 10
     return outs
 
@@ -136,6 +152,8 @@ def test_coming_watching_and_leaving(make: Make, seed: int, duo: tuple[Toy, Toy]
 
 TIE = 1e-4
 """In float32, scores this close may change places with the shape of a call."""
+COARSE = 1 / 16
+"""In bfloat16, likewise: logits from 4 to 8 are 1/32 apart."""
 NUMBERS: list[dict[str, Any]] = [
     {},
     {"temperature": 1.0},
@@ -174,8 +192,12 @@ def llamas(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
     return tiny_llama(folder), perturbed(folder, folder / "draft", 0.1)
 
 
-def compare(target: Model, draft: Model, decoders: dict[str, Make], asked: Sequence[Asked], gap: float, **options: Any) -> None:
-    """Every decoder against plain decoding, all requests at once and one by one; ties are counted."""
+def compare(target: Model, draft: Model, decoders: dict[str, Make], asked: Sequence[Asked], gap: float, *, rate: float = 10 / 1e6,
+            useful: bool = True, **options: Any) -> None:  # fmt: skip
+    """Every decoder against plain decoding, all requests at once and one by one.
+
+    A text may leave plain decoding's where two scores are closer than ``gap``, and ``rate`` of all tokens may be such places.
+    """
     expected, tokens, flipped, accepted = plain(target, asked), 0, 0, 0
     for make in decoders.values():
         decoder = make(draft)
@@ -188,8 +210,8 @@ def compare(target: Model, draft: Model, decoders: dict[str, Make], asked: Seque
         idle(decoder)
         flipped += sum(flips(target, asked, outs, expected, gap) for outs in runs)
         tokens += sum(c.cost.kept for outs in runs for out in outs for c in out)
-    assert accepted > 0.02 * tokens, "drafts were of use"
-    assert flipped <= tokens * 10 / 1e6, f"{flipped} texts differ in {tokens} tokens"
+    assert accepted > 0.02 * tokens or not useful, "drafts were of use"
+    assert flipped <= tokens * rate, f"{flipped} texts differ in {tokens} tokens"
 
 
 def numbers(vocabulary: int, max_tokens: int = 40) -> list[Asked]:
@@ -204,7 +226,7 @@ def test_a_real_model_in_float32(llamas: tuple[Model, Model]) -> None:
 @pytest.mark.parametrize("options", [{}, {"kv_slots": 150}], ids=["room", "no room"])
 def test_a_real_model_at_its_own_pace(llamas: tuple[Model, Model], options: dict[str, Any]) -> None:
     """The machine's clock decides what is drafted, never what is said."""
-    compare(*llamas, ADAPTIVE, numbers(101, max_tokens=80), TIE, **options)
+    compare(*llamas, ADAPTIVE, numbers(101, max_tokens=80), TIE, useful=False, **options)
 
 
 def test_a_real_model_without_room(llamas: tuple[Model, Model]) -> None:
@@ -218,3 +240,205 @@ def test_every_architecture(kind: str, checkpoint: Callable[..., Path], tmp_path
     decoders = {name: FIXED[name] for name in ("several", "tree", "lookahead")} if kind in SOON else FIXED
     asked = numbers(97, max_tokens=30)[: 8 if kind in SOON else None]
     compare(ft.load(folder), perturbed(folder, tmp_path / "draft", 0.02), decoders, asked, TIE)
+
+
+def test_a_real_model_in_bfloat16(llamas: tuple[Model, Model], tmp_path: Path) -> None:
+    """Rounding differs with the shape of a call, so near ties may flip: they are counted, and nothing else differs."""
+    tiny_llama(tmp_path)
+    target, draft = ft.load(tmp_path, dtype="bfloat16"), perturbed(tmp_path, tmp_path / "draft", 0.1, "bfloat16")
+    assert target.info.dtype == draft.info.dtype == torch.bfloat16
+    unfiltered = [own for own in NUMBERS if not own.keys() & {"top_k", "top_p", "min_p"}]  # a filter's edge is another tie
+    compare(target, draft, FIXED, crowd(range(1, 101), unfiltered * 3), COARSE, rate=1 / 1000)
+
+
+# ---- the bill --------------------------------------------------------------------------------------------------------
+
+
+class Books:
+    """Counts what reaches a model, by itself."""
+
+    def __init__(self, toy: Toy) -> None:
+        self.tokens = self.calls = self.drafted = 0
+        toy.before = self._count
+
+    def _count(self, batch: TokenBatch) -> None:
+        self.calls += 1
+        self.tokens += len(batch.ids)
+        # All of a decoding row's logits are asked for, of a prompt's only the last.
+        for row in batch.rows:
+            if row.logits is None:
+                self.drafted += len(row.ids) - 1
+
+
+@every_decoder
+def test_everything_computed_is_billed(make: Make, duo: tuple[Toy, Toy]) -> None:
+    target, decoder = duo[0], make(duo[1])
+    books, drafts = Books(duo[0]), Books(duo[1])
+    with Audited(target, decoder, kv_slots=6000) as engine:
+        outs = together(engine, CROWD)
+        bill = engine.cost
+    found = [c.cost for out in outs for c in out]
+    assert bill.forwards == books.calls
+    assert bill.drafted == books.drafted == sum(c.drafted for c in found)
+    assert bill.drafting == drafts.tokens == sum(c.drafting for c in found)
+    assert bill.accepted == sum(c.accepted for c in found)
+    assert bill.discarded == bill.drafted - bill.accepted, "nothing is thrown away but drafts"
+    samples = len(found)
+    assert bill.computed - samples <= books.tokens <= bill.computed, "a last token that was drafted has been computed"
+    emitted = sum(c.kept for c in found)
+    rounds = sum(c.forwards for c in found)
+    assert emitted <= rounds + bill.accepted, "each forward gives a token, and one for each that was accepted"
+
+
+@every_decoder
+def test_what_is_left_on_the_way_is_billed_too(make: Make, duo: tuple[Toy, Toy]) -> None:
+    """Streams that are left after a few tokens."""
+    books, drafts = Books(duo[0]), Books(duo[1])
+    with Audited(duo[0], make(duo[1]), kv_slots=6000) as engine:
+        for prompt, _ in CROWD[:4]:
+            for piece in engine.stream(prompt, max_tokens=60, ignore_eos=True):
+                assert piece.token_ids
+                break
+        engine._call(lambda: None).result()
+        bill = engine.cost
+    assert (bill.forwards, bill.drafted, bill.drafting) == (books.calls, books.drafted, drafts.tokens)
+
+
+# ---- shapes ----------------------------------------------------------------------------------------------------------
+
+
+class Oracle(Source):
+    """Knows the whole text; ``shape`` says what it makes of it."""
+
+    def __init__(self, known: list[int], shape: Callable[[list[int]], Tree]) -> None:
+        self.known, self.shape = known, shape
+        self.asked: list[tuple[int, list[int]]] = []
+
+    def propose(self, rows: Sequence[Row], nodes: int, depths: Sequence[int], floor: float) -> list[Tree]:
+        self.asked.append((nodes, list(depths)))
+        return [self.shape(self.known[len(row.output) :][:depth]) for row, depth in zip(rows, depths, strict=True)]
+
+
+def certain(ids: list[int]) -> Tree:
+    return Tree.chain(ids, [1.0] * len(ids))
+
+
+def test_a_perfect_chain_gives_all_its_tokens_and_one_more() -> None:
+    """The mean accepted length is ``draft_tokens`` + 1, whatever the length: chains have no limit."""
+    toy = Toy()
+    known = slow_generate(toy.rule, [1, 2], 401)
+    for draft_tokens in (1, 4, 7, 64, 99, 399):
+        decoder = Speculation([Oracle(known, certain)], draft_tokens, adaptive=False)
+        with Audited(toy, decoder, kv_slots=2000) as engine:
+            [out] = engine.generate([1, 2], max_tokens=401)
+        assert out.token_ids == known
+        assert out.cost.forwards == 1 + -(-400 // (draft_tokens + 1)), "one for the prompt"
+        assert out.cost.accepted == out.cost.drafted == 401 - out.cost.forwards
+
+
+def test_a_draft_goes_no_deeper_than_the_text() -> None:
+    toy = Toy()
+    known = slow_generate(toy.rule, [1, 2], 40)
+    oracle = Oracle(known, certain)
+    with Audited(toy, Speculation([oracle], 8, adaptive=False), kv_slots=2000) as engine:
+        [out] = engine.generate([1, 2], max_tokens=21)
+    assert out.token_ids == known[:21]
+    assert oracle.asked == [(8, [19]), (8, [10]), (8, [1])]
+    assert (out.cost.drafted, out.cost.discarded, out.cost.forwards) == (8 + 8 + 1, 0, 4)
+
+
+def test_a_source_that_oversteps_is_cut() -> None:
+    """Deeper than the text, more than the budget, more branches than the kernels take."""
+    toy = Toy()
+    known = slow_generate(toy.rule, [1, 2], 30)
+
+    def wild(ids: list[int]) -> Tree:
+        tree = certain([*ids, 1, 2, 3, 4])
+        for wrong in range(100):
+            tree.add(wrong, 0, 0.1)
+        return tree
+
+    class Wild(Oracle):
+        def propose(self, rows: Sequence[Row], nodes: int, depths: Sequence[int], floor: float) -> list[Tree]:
+            return [wild(self.known[len(row.output) :]) for row in rows]
+
+    for draft_tokens in (3, 64, 300):
+        with Audited(toy, Speculation([Wild(known, certain)], draft_tokens, adaptive=False), kv_slots=2000) as engine:
+            [out] = engine.generate([1, 2], max_tokens=30)
+        assert out.token_ids == known
+        assert out.cost.accepted >= 20
+    assert out.cost.drafted == 64
+
+
+@pytest.mark.parametrize("draft_tokens", [100, 200])
+def test_long_chains_and_short_trees_in_one(draft_tokens: int) -> None:
+    """Sources may propose a chain too long for a tree; merged with another one's branch it is cut to what a tree may have."""
+    toy = Toy()
+    known = slow_generate(toy.rule, [1, 2], 200)
+    sources = [Oracle(known, certain), Oracle(known, lambda ids: Tree.chain([(ids[0] + 1) % 101], [0.5]) if ids else Tree())]
+    with Audited(toy, Speculation(sources, draft_tokens, adaptive=False), kv_slots=2000) as engine:
+        [out] = engine.generate([1, 2], max_tokens=200)
+    assert out.token_ids == known
+    assert out.cost.forwards == 5, "one for the prompt, 64 in each of three, and what is left"
+
+
+@every_decoder
+def test_a_step_has_no_more_drafts_than_it_may(make: Make, duo: tuple[Toy, Toy]) -> None:
+    decoder, sizes = make(duo[1]), list[int]()
+
+    def look(batch: TokenBatch) -> None:
+        sizes.extend(len(row.ids) - 1 for row in batch.rows if row.logits is None)
+
+    duo[0].before = look
+    with Audited(duo[0], decoder, kv_slots=6000) as engine:
+        together(engine, CROWD)
+    assert 1 < max(sizes) <= decoder.draft_tokens
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("at", range(1, 12))
+def test_what_breaks_behind_a_draft_breaks_where_plain_decoding_does(at: int, adaptive: bool, clock: Clock,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """No finite logit behind some token, be it the root, drafted and right, or the last of a chain."""
+    toy = Toy()
+    known, rule = slow_generate(toy.rule, [1, 2], 20), toy.rule
+    clock.charge(monkeypatch, toy, lambda q: 1.0)
+    toy.rule = lambda ids: rule(ids) + np.float32(np.nan if len(ids) == 2 + at and ids[:2] == [1, 2] else 0)
+    decoder = Speculation([Oracle(known, certain)], 5, adaptive=adaptive)
+    other = slow_generate(rule, [9], 20)
+    with Audited(toy, decoder, kv_slots=2000) as engine:
+        with pytest.raises(ft.GenerationError, match=rf"FloatingPointError: .* output token {at} is nan") as error:
+            engine.generate([[1, 2], [9]], max_tokens=20)
+        [[broken], [whole]] = error.value.results
+        assert (broken.token_ids, broken.finish_reason) == (known[:at], "error")
+        assert (whole.token_ids, whole.finish_reason) == (other, "length")
+    idle(decoder)
+
+
+@every_decoder
+def test_a_backbone_writes_no_text(make: Make, checkpoint: Callable[..., Path]) -> None:
+    backbone, decoder = ft.load(checkpoint("llama", headless=True)), make(ft.load(checkpoint("llama")))
+    with Audited(backbone, decoder, kv_slots=64) as engine, pytest.raises(ft.GenerationError, match="without an LM head"):
+        engine.generate([1, 2], max_tokens=3)
+    idle(decoder)
+
+
+@every_decoder
+def test_a_decoder_serves_one_engine(make: Make) -> None:
+    decoder = make(talker(7))
+    with Audited(talker(), decoder, kv_slots=64):
+        pass
+    with pytest.raises(ValueError, match=f"{type(decoder).__name__} serves an engine already"):
+        ft.Engine(talker(), decoder)
+
+
+@pytest.mark.parametrize("make", [ft.Lookahead, ft.PromptLookup, lambda n: ft.Speculative(talker(), n)])
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (-3, ValueError), (2.5, TypeError), (True, TypeError), ("5", TypeError)]
+)
+def test_draft_tokens_is_a_number_of_tokens(make: Any, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=re.escape(f"draft_tokens={value!r}")):
+        make(value)

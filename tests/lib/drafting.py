@@ -50,7 +50,8 @@ def babble(salt: int = 0, vocabulary: int = TEXT_VOCABULARY, alive: Sequence[int
 
 def talker(salt: int = 0, positions: int = 4096) -> Toy:
     """A toy with a tokenizer that babbles, and ends with a special token."""
-    return Toy(babble(salt), vocabulary=TEXT_VOCABULARY, positions=positions, text=byte_text(), defaults=Defaults(stop_ids=(EOS,)))
+    rule, ends = babble(salt), Defaults(stop_ids=(EOS,))
+    return Toy(rule, vocabulary=TEXT_VOCABULARY, positions=positions, text=byte_text(), defaults=ends)
 
 
 def perturbed(folder: Path, to: Path, by: float, dtype: str = "auto") -> Model:
@@ -103,8 +104,7 @@ def idle(decoder: Speculation) -> None:
             assert not source._texts
         elif isinstance(source, History):
             assert not source._lines
-        else:
-            assert isinstance(source, DraftModel)
+        elif isinstance(source, DraftModel):
             assert not source._lines
             if source._pool is not None:
                 audit(source._pool, source._cache)
@@ -142,7 +142,8 @@ def crowd(alive: Sequence[int] = LETTERS, settings: Sequence[dict[str, Any]] = S
     sizes = [1, 3, 7, 12, 20, 33, 48, 60]
     prompts = [rng.choice(alive, sizes[i % len(sizes)]).tolist() for i in range(len(settings))]
     prompts = [[*stem, *prompt[:15]] if i % 3 == 2 else prompt for i, prompt in enumerate(prompts)]
-    return [(prompt, {"max_tokens": max_tokens, "seed": i % 5} | own) for i, (prompt, own) in enumerate(zip(prompts, settings, strict=True))]
+    common: list[dict[str, Any]] = [{"max_tokens": max_tokens, "seed": i % 5} for i in range(len(settings))]
+    return [(prompt, basic | own) for prompt, basic, own in zip(prompts, common, settings, strict=True)]
 
 
 def together(engine: ft.Engine, asked: Iterable[Asked]) -> list[list[ft.Completion]]:
@@ -194,16 +195,16 @@ def flips(model: Model, asked: Sequence[Asked], found: Sequence[Sequence[ft.Comp
             if at is None:
                 assert a.token_ids == b.token_ids
                 continue
-            before = b.token_ids[:at]
-            logits, settings = logits_behind(model, [[*prompt, *before]])[0].tolist(), ft.Sampling(**known)
-            if settings.temperature:
-                scores = slow_process(logits, prompt, before, settings)
+            before, greedy = b.token_ids[:at], not known.get("temperature")
+            logits = logits_behind(model, [[*prompt, *before]])[0].tolist()
+            scores = slow_process(logits, prompt, before, ft.Sampling(**known | ({"temperature": 1.0} if greedy else {})))
+            if not greedy:
                 scores = [s + slow_gumbel(b.seed or 0, b.index, at, t) for t, s in enumerate(scores)]
-            else:
-                scores = logits
+            for stop in options.get("stop", []) if at < options.get("min_tokens", 0) else []:
+                scores[stop] = -math.inf
             one, other = scores[a.token_ids[at]], scores[b.token_ids[at]]
             assert abs(one - other) < gap, f"token {at}: {a.token_ids[at]} scores {one}, {b.token_ids[at]} {other}"
-            assert max(scores) - max(one, other) < gap
+            assert max(scores) - max(one, other) < gap, "another token is far better than both"
             count += 1
     return count
 

@@ -1,0 +1,527 @@
+"""Speculative decoding: rules that keep the law, what a draft model reads and costs, what cannot be combined, and its faults.
+
+That target matching changes no token is shown for all decoders at once, in ``test_speculation.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from drafting import FIXED, LETTERS, SAMPLING_RULES, agree, babble, crowd, idle, logits_behind, plain, talker, texts, together
+from lab import EOS, TEXT_VOCABULARY, Audited, Toy, byte_text, hashed, slow_process, tiny_llama
+
+import forethought as ft
+from forethought.backend.batch import TokenBatch
+from forethought.backend.kv import KVPool
+from forethought.backend.model import Model
+from forethought.backend.text import Text
+from forethought.decoding.draft_model import DraftModel
+from forethought.decoding.source import Source
+
+every_rule = pytest.mark.parametrize("make", SAMPLING_RULES.values(), ids=SAMPLING_RULES.keys())
+PROMPT = [*b"abcab"]
+
+
+def own(decoder: ft.Speculative) -> DraftModel:
+    source = decoder.sources[0]
+    assert isinstance(source, DraftModel)
+    return source
+
+
+# ---- the law ---------------------------------------------------------------------------------------------------------
+
+Law = dict[tuple[int, ...], float]
+SETTINGS: dict[str, Any] = {"temperature": 3.0, "top_k": 3}
+"""Hot, as the built-in model is sure of most tokens, and so few that all lines can be walked."""
+
+
+def law(model: Model, prompt: Sequence[int], tokens: int) -> Law:
+    """Of the next ``tokens`` tokens together: by plain forwards over every line that can be."""
+    found: Law = {(): 1.0}
+    for _ in range(tokens):
+        lines, longer = list(found), Law()
+        for start in range(0, len(lines), 64):
+            some = lines[start : start + 64]
+            for line, logits in zip(some, logits_behind(model, [[*prompt, *line] for line in some]).tolist(), strict=True):
+                for token, score in enumerate(slow_process(logits, prompt, line, ft.Sampling(**SETTINGS))):
+                    if score > -math.inf:
+                        longer[*line, token] = found[line] * math.exp(score)
+        found = longer
+    assert sum(found.values()) == pytest.approx(1)
+    return found
+
+
+def chance(expected: Law, counts: Counter[tuple[int, ...]], least: float = 8.0) -> float:
+    """How likely counts at least as far from the law are, by chi-square; what is expected too rarely is one bin."""
+    total = counts.total()
+    assert counts.keys() <= expected.keys(), "something came out that cannot"
+    rare = [line for line in expected if expected[line] * total < least]
+    bins = [(expected[line] * total, counts[line]) for line in expected if line not in set(rare)]
+    if (mass := sum(expected[line] for line in rare) * total) >= least:
+        bins.append((mass, sum(counts[line] for line in rare)))
+    statistic = sum((seen - mean) ** 2 / mean for mean, seen in bins)
+    assert len(bins) > 8, "too few outcomes to tell"
+    return float(torch.special.gammaincc(torch.tensor((len(bins) - 1) / 2), torch.tensor(statistic / 2, dtype=torch.float64)))
+
+
+def draws(model: Model, decoder: ft.Decoder, prompt: list[int], tokens: int, n: int, seed: int) -> Counter[tuple[int, ...]]:
+    with Audited(model, decoder, kv_slots=20_000) as engine:
+        outs = engine.generate(prompt, n=n, max_tokens=tokens, seed=seed, ignore_eos=True, progress=False, **SETTINGS)
+        if not isinstance(decoder, ft.Autoregressive):
+            assert engine.cost.accepted > 0.2 * n
+            assert engine.cost.drafted > 1.1 * engine.cost.accepted
+    return Counter(tuple(c.token_ids) for c in outs)
+
+
+EXACT: dict[str, Callable[[Model], ft.Decoder]] = {
+    "plain": lambda draft: ft.Autoregressive(),
+    "match, chain": lambda draft: ft.Speculative(draft, 4, adaptive=False),
+    "match, tree": lambda draft: ft.Speculative(draft, tree=[2, 2, 1], adaptive=False),
+    **SAMPLING_RULES,
+}
+
+
+@pytest.fixture(scope="module")
+def nano() -> tuple[Model, Model, list[int]]:
+    """The built-in model, its smaller sibling, and the beginning of an answer."""
+    target, draft = ft.load("nano"), ft.load("nano-draft")
+    assert target.text is not None
+    text = "Tom has 12 apples. He gives 5 to Ann. How many apples does he have?\n<think>\nTom starts with 12 apples.\n\n"
+    return target, draft, target.text.encode(text)
+
+
+@pytest.mark.parametrize("make", EXACT.values(), ids=EXACT.keys())
+@pytest.mark.parametrize("n", [1000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_draws_follow_the_models_law(make: Any, n: int, nano: tuple[Model, Model, list[int]]) -> None:
+    """Five tokens together: the first is the prompt's, drafts stand for the next ones, and often for two rounds."""
+    target, draft, prompt = nano
+    expected = law(target, prompt, 5)
+    assert max(expected.values()) < 0.6, "not settled from the start"
+    assert chance(expected, draws(target, make(draft), prompt, 5, n, seed=12)) > 1e-4
+
+
+@every_rule
+def test_draws_follow_a_toys_law(make: Any) -> None:
+    """A draft model that is often wrong, and one that never is."""
+    target = talker()
+    expected = law(target, PROMPT, 4)
+    for draft in (talker(7), talker()):
+        with Audited(target, make(draft), kv_slots=20_000) as engine:
+            outs = engine.generate(PROMPT, n=3000, max_tokens=4, seed=1, ignore_eos=True, progress=False, **SETTINGS)
+        assert chance(expected, Counter(tuple(c.token_ids) for c in outs)) > 1e-4
+
+
+@every_rule
+def test_a_wrong_law_would_be_seen(make: Any) -> None:
+    """The test tests: the same draws are not those of a model a little off."""
+    target, other = talker(), talker(7)
+    with Audited(target, make(other), kv_slots=20_000) as engine:
+        outs = engine.generate(PROMPT, n=3000, max_tokens=4, seed=1, ignore_eos=True, progress=False, **SETTINGS)
+    try:
+        assert chance(law(other, PROMPT, 4), Counter(tuple(c.token_ids) for c in outs)) < 1e-4
+    except AssertionError as error:
+        assert "cannot" in str(error)
+
+
+@every_rule
+def test_a_run_can_be_repeated_in_any_company(make: Any) -> None:
+    """The same seeds, the same texts: again, one by one, and with prompts that end while others are drafted for."""
+    target, asked = talker(), [(p, o) for p, o in crowd() if o.get("temperature")]
+    with Audited(target, make(talker(7)), kv_slots=6000) as engine:
+        first = together(engine, asked)
+        agree(together(engine, asked), first)
+        engine.clear_cache()
+        agree([engine.generate(prompt, **options) for prompt, options in asked], first)
+        assert engine.cost.accepted > 100
+    with Audited(target, make(talker(7)), kv_slots=6000, prefill_tokens=7) as engine:
+        agree(together(engine, asked[::-1]), first[::-1])
+    assert texts(first) != texts(plain(target, asked)), "the law is plain decoding's, the text its own"
+
+
+@every_rule
+def test_greedy_text_is_plain_decodings_under_every_rule(make: Any) -> None:
+    target, asked = talker(), [(p, o) for p, o in crowd() if not o.get("temperature")]
+    decoder = make(talker(7))
+    with Audited(target, decoder, kv_slots=6000) as engine:
+        agree(together(engine, asked), plain(target, asked))
+        assert engine.cost.accepted > 20
+    idle(decoder)
+
+
+@every_rule
+def test_stops_and_least_lengths_hold_under_every_rule(make: Any) -> None:
+    decoder = make(talker(7))
+    with Audited(talker(), decoder, kv_slots=400) as engine:
+        for out in engine.generate([PROMPT, PROMPT[:2]], n=12, max_tokens=40, min_tokens=15, temperature=1.2, seed=2, stop=[98]):
+            for one in out:
+                assert len(one.token_ids) >= 15
+                assert not {98, EOS} & set(one.token_ids[:14])
+                assert (one.stop_reason in (98, EOS)) == (one.token_ids[-1] in (98, EOS)) == (one.finish_reason == "stop")
+    idle(decoder)
+
+
+@every_rule
+def test_logprobs_under_every_rule_are_those_of_the_text(make: Any) -> None:
+    target, rule = talker(), babble()
+    options: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.2}
+    for kind in ("raw", "processed"):
+        with Audited(target, make(talker(7)), kv_slots=6000) as engine:
+            [out] = engine.generate(PROMPT, max_tokens=30, seed=1, logprobs=kind, ignore_eos=True, **options)
+        settings = ft.Sampling(**options) if kind == "processed" else ft.Sampling(temperature=1.0)
+        for at, (token, found) in enumerate(zip(out.token_ids, out.logprobs or [], strict=True)):
+            before = out.token_ids[:at]
+            expected = slow_process(rule([*PROMPT, *before]).tolist(), PROMPT, before, settings)
+            assert found == pytest.approx(expected[token], abs=1e-4)
+
+
+# ---- acceptance and the bill -----------------------------------------------------------------------------------------
+
+PERFECT: dict[str, tuple[Callable[[Model], ft.Speculative], int]] = {
+    "chain": (lambda draft: ft.Speculative(draft, 5, adaptive=False), 5),
+    "tree": (lambda draft: ft.Speculative(draft, tree=[3, 1, 1, 1], adaptive=False), 4),
+    "ratio": (lambda draft: ft.Speculative(draft, 5, rule="ratio"), 5),
+    "block": (lambda draft: ft.Speculative(draft, 5, rule="block"), 5),
+    "without replacement": (lambda draft: ft.Speculative(draft, tree=[2, 1, 1], rule="tree"), 3),
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("make", "depth"), PERFECT.values(), ids=PERFECT.keys())
+def test_a_perfect_draft_model_is_always_right(make: Any, depth: int, temperature: float) -> None:
+    """Sampled too: it guesses with the noise that the target draws with, or is judged by the law it has drawn from."""
+    tokens = 1 + 10 * (depth + 1)
+    with Audited(talker(), make(talker()), kv_slots=2000) as engine:
+        [out] = engine.generate(PROMPT, max_tokens=tokens, ignore_eos=True, temperature=temperature, seed=5)
+    assert out.cost.forwards == 11, "one for the prompt, and each other gives depth + 1 tokens"
+    assert out.cost.accepted == 10 * depth
+    if depth == 5:
+        # Of the first round the prompt too; then, of each, the last token, the one it has not drafted itself, and four more.
+        assert (out.cost.drafted, out.cost.discarded) == (50, 0)
+        assert out.cost.drafting == len(PROMPT) + 1 + 4 + 9 * 6
+
+
+@every_rule
+def test_everything_computed_is_billed_under_every_rule(make: Any) -> None:
+    target, draft = talker(), talker(7)
+    with Audited(target, make(draft), kv_slots=6000) as engine:
+        outs = together(engine, crowd())
+        bill, samples = engine.cost, sum(map(len, outs))
+    assert bill.forwards == target.calls
+    assert bill.drafting == draft.tokens == sum(c.cost.drafting for out in outs for c in out)
+    assert bill.discarded == bill.drafted - bill.accepted
+    assert bill.computed - samples <= target.tokens <= bill.computed
+
+
+def test_a_prompt_is_read_once_by_the_draft_model() -> None:
+    """Samples of one prompt, and the next request that begins alike, find it in the draft model's own cache."""
+    draft, prompt = talker(7), [int(i) for i in np.random.default_rng(0).choice(LETTERS[:9], 60)]
+    with Audited(talker(), ft.Speculative(draft, 3, adaptive=False), kv_slots=4000) as engine:
+        engine.generate(prompt, n=6, max_tokens=12, temperature=1.0, seed=1, ignore_eos=True)
+        assert draft.tokens < 60 + 6 * 30
+        draft.tokens = 0
+        engine.generate([*prompt, *b"ab"], max_tokens=12, ignore_eos=True)
+        assert draft.tokens < 40
+
+
+def test_a_draft_model_that_was_not_asked_catches_up() -> None:
+    """In pieces of 2048 tokens, whatever was written meanwhile."""
+    target, draft = talker(), talker(7)
+    decoder = ft.Speculative(draft, 3, adaptive=False)
+    propose, asked = decoder.sources[0].propose, [0]
+
+    def lazy(rows: Any, nodes: int, depths: Any, floor: float) -> Any:
+        asked[0] += 1
+        return propose(rows, nodes, depths if asked[0] % 9 == 0 else [0] * len(rows), floor)
+
+    decoder.sources[0].propose = lazy  # type: ignore[method-assign]
+    requests = [([*PROMPT] * 450, {"max_tokens": 60, "ignore_eos": True, "seed": 1}),
+                (PROMPT, {"max_tokens": 60, "ignore_eos": True, "seed": 1})]  # fmt: skip
+    with Audited(target, decoder, kv_slots=8000) as engine:
+        agree(together(engine, requests), plain(target, requests))
+        assert engine.cost.accepted > 5
+    idle(decoder)
+
+
+# ---- room ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kv_slots", [101, 130, 220])
+@pytest.mark.parametrize("shape", [{"draft_tokens": 4}, {"tree": [3, 2, 1]}, {"tree": [4, 4, 2]}], ids=["chain", "tree", "bush"])
+def test_a_draft_pool_too_small_for_all_changes_nothing(kv_slots: int, shape: dict[str, Any]) -> None:
+    """Room for one line and a little: some drafts are not made, and the text goes on."""
+    target, asked = talker(), crowd()
+    decoder = ft.Speculative(talker(7), adaptive=False, kv_slots=kv_slots, **shape)
+    with Audited(target, decoder, kv_slots=6000) as engine:
+        agree(together(engine, asked), plain(target, asked))
+        assert engine.cost.accepted > 20
+    idle(decoder)
+    pool = own(decoder)._pool
+    assert pool is not None
+    assert pool.size == kv_slots
+
+
+def test_room_is_taken_from_the_cache_before_it_is_taken_from_rows() -> None:
+    """Of a row that waits only as much is forgotten as must be, and what others left in the cache goes first."""
+    draft = talker(7)
+    source = DraftModel(draft, [1, 1])
+    with Audited(talker(), ft.Speculative(talker(7), 2, adaptive=False), kv_slots=300) as engine:
+        pool = source._own(engine.pool)
+        assert source._cache is not None
+        from forethought.backend.request import Request, Row
+
+        def row(prompt: list[int]) -> Row:
+            request = Request(prompt=prompt, n=1, sampling=ft.Sampling(), max_tokens=9, min_tokens=0, stop_ids=frozenset(),
+                              stop_strings=(), include_stop=False, logprobs=None, seed=1)  # fmt: skip
+            return Row(request, 0, 0, prompt, engine.pool.new_context(), [])
+
+        rows = [row([LETTERS[i]] * 70) for i in range(4)]
+        for one in rows:
+            assert len(source.propose([one], 2, [5], 0.0)[0]) == 2
+        assert pool.used > 200, "all four are followed"
+        newest = row([LETTERS[9]] * 70)
+        before = draft.tokens
+        assert len(source.propose([newest], 2, [5], 0.0)[0]) == 2, "one line goes, and the next one has its room"
+        assert draft.tokens - before == 71
+        assert len(source._lines) == 4
+        for one in [*rows, newest]:
+            source.stop(one, True)
+        assert pool.used == 0
+
+
+@pytest.mark.parametrize("kv_slots", [0, -1])
+def test_a_pool_has_slots(kv_slots: int) -> None:
+    with pytest.raises(ValueError, match=f"kv_slots={kv_slots}"):
+        ft.Speculative(talker(), kv_slots=kv_slots)
+
+
+def test_what_can_never_fit_the_draft_pool_is_refused() -> None:
+    with Audited(talker(), ft.Speculative(talker(7), kv_slots=50), kv_slots=400) as engine:
+        with pytest.raises(ValueError, match="can need 55 slots of a pool of 50"):
+            engine.generate(PROMPT, max_tokens=50)
+        assert len(engine.generate(PROMPT, max_tokens=45, ignore_eos=True)[0].token_ids) == 45
+
+
+def test_callers_at_the_same_moment_get_one_draft_pool() -> None:
+    """Requests are checked on the threads that bring them."""
+    draft, gate, made = talker(7), threading.Barrier(2, timeout=0.5), list[KVPool]()
+    new_pool = draft.new_pool
+
+    def slow(slots: int) -> KVPool:
+        try:
+            gate.wait()
+        except threading.BrokenBarrierError:
+            pass
+        made.append(new_pool(slots))
+        return made[-1]
+
+    draft.new_pool = slow  # type: ignore[method-assign]
+    with Audited(talker(), ft.Speculative(draft, 3, adaptive=False), kv_slots=400) as engine:
+        callers = [threading.Thread(target=engine.generate, args=(PROMPT,), kwargs={"max_tokens": 9}) for _ in range(2)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    assert len(made) == 1
+
+
+# ---- what a draft model cannot do ------------------------------------------------------------------------------------
+
+
+def test_drafting_stops_where_the_draft_models_positions_end() -> None:
+    """The text goes on; nothing is drafted, nor computed, behind that place."""
+    target, asked = talker(), [(PROMPT, {"max_tokens": 80, "ignore_eos": True, "seed": 1})]
+    for decoder in (
+        ft.Speculative(talker(positions=40), 4, adaptive=False),
+        ft.Speculative(talker(positions=40), tree=[2, 2], adaptive=False),
+        ft.Speculative(talker(positions=40), 4, rule="block"),
+    ):
+        with Audited(target, decoder, kv_slots=400) as engine:
+            [[out]] = found = together(engine, asked)
+            agree(found, plain(target, asked))
+        assert 20 <= out.cost.accepted <= 40
+        assert out.cost.forwards > 40
+        idle(decoder)
+    with Audited(target, ft.Speculative(talker(positions=4), 4, adaptive=False), kv_slots=400) as engine:
+        [[out]] = found = together(engine, asked)
+        agree(found, plain(target, asked))
+        assert (out.cost.drafted, out.cost.drafting) == (0, 0)
+
+
+def test_tokens_that_the_draft_model_does_not_have_are_no_draft() -> None:
+    """Padding alone differs: the wider one's extra tokens are never guessed, nor read."""
+    wide, narrow = TEXT_VOCABULARY + 5, TEXT_VOCABULARY
+    for target_size, draft_size in ((wide, narrow), (narrow, wide)):
+        alive = [*LETTERS, TEXT_VOCABULARY + 1] if target_size == wide else LETTERS
+        target = Toy(babble(0, target_size, alive), vocabulary=target_size, text=byte_text())
+        eager = [*LETTERS, TEXT_VOCABULARY + 1] if draft_size == wide else LETTERS
+        for shape in ({"draft_tokens": 4}, {"tree": [3, 2]}):
+            draft = Toy(babble(7, draft_size, eager), vocabulary=draft_size, text=byte_text())
+            asked = [([*PROMPT, *[TEXT_VOCABULARY + 1] * more], {"max_tokens": 40, "temperature": t, "seed": 2})
+                     for t in (0.0, 1.0) for more in ([0, 1] if target_size == wide else [0])]  # fmt: skip
+            expected = plain(target, asked)
+            if target_size == wide:
+                assert any(TEXT_VOCABULARY + 1 in c.token_ids for out in expected for c in out)
+            with Audited(target, ft.Speculative(draft, adaptive=False, **shape), kv_slots=400) as engine:
+                agree(together(engine, asked), expected)
+                assert engine.cost.drafted > 0
+
+
+class Spoilt(Toy):
+    """Fails, or goes out of its mind, for lines that begin with ``bad``."""
+
+    bad = ord("z")
+
+    def __init__(self, how: str) -> None:
+        super().__init__(babble(7), vocabulary=TEXT_VOCABULARY, text=byte_text())
+        self.how = how
+        good = self.rule
+        if how == "nan":
+            self.rule = lambda ids: good(ids) + np.float32(np.nan if ids[0] == self.bad else 0)
+
+    def forward(self, batch: TokenBatch) -> Any:
+        output = super().forward(batch)
+        if self.how == "raises" and any([*row.context.ids, *row.ids][0] == self.bad for row in batch.rows):
+            raise ArithmeticError("out of order")
+        return output
+
+
+DRAFTING = {name: make for name, make in FIXED.items() if name in ("chain", "tree", "several")} | SAMPLING_RULES
+every_drafting = pytest.mark.parametrize("make", DRAFTING.values(), ids=DRAFTING.keys())
+
+
+@every_drafting
+def test_a_draft_model_that_raises_ends_one_request_alone(make: Any) -> None:
+    target, decoder = talker(), make(Spoilt("raises"))
+    options = {"max_tokens": 24, "ignore_eos": True, "seed": 1}
+    prompts = [PROMPT, [ord("z"), *PROMPT], [98, 97]]
+    with Audited(target, decoder, kv_slots=600) as engine:
+        for _ in range(2):
+            with pytest.raises(ft.GenerationError, match="ArithmeticError: out of order") as error:
+                engine.generate(prompts, **options)
+            outs = error.value.results
+            assert (outs[1][0].finish_reason, outs[1][0].error) == ("error", "ArithmeticError: out of order")
+            agree([outs[0], outs[2]], plain(target, [(prompts[0], options), (prompts[2], options)]))
+            assert outs[0][0].cost.accepted > 0
+        with pytest.raises(ft.GenerationError, match="out of order"):
+            engine.generate(prompts[1], **options)
+    idle(decoder)
+
+
+@every_drafting
+def test_a_draft_model_that_overflows_drafts_nothing(make: Any) -> None:
+    """Not a number is no probability: the text is the target's."""
+    target, decoder = talker(), make(Spoilt("nan"))
+    asked = [(p, {"max_tokens": 24, "ignore_eos": True, "seed": 1}) for p in (PROMPT, [ord("z"), *PROMPT], [98, 97])]
+    with Audited(target, decoder, kv_slots=600) as engine:
+        outs = together(engine, asked)
+        agree(outs, plain(target, asked))
+        assert outs[1][0].cost.drafted == 0 or len(decoder.sources) > 1
+    idle(decoder)
+
+
+@every_rule
+def test_what_breaks_behind_a_draft_breaks_where_plain_decoding_does_under_every_rule(make: Any) -> None:
+    for at in range(1, 9):
+        target, rule = talker(), babble()
+        target.rule = lambda ids, at=at, rule=rule: rule(ids) + np.float32(np.nan if len(ids) == len(PROMPT) + at else 0)
+        expected = plain(talker(), [(PROMPT, {"max_tokens": 20, "seed": 1})])[0][0].token_ids[:at]
+        decoder = make(talker())
+        with Audited(target, decoder, kv_slots=600) as engine:
+            with pytest.raises(ft.GenerationError, match=f"FloatingPointError: .*output token {at}") as error:
+                engine.generate(PROMPT, max_tokens=20, seed=1)
+            assert error.value.results[0][0].token_ids == expected
+        idle(decoder)
+
+
+# ---- what cannot be combined -----------------------------------------------------------------------------------------
+
+
+def numbered_otherwise() -> Text:
+    """A tokenizer of the same name and size with two pieces in each other's place."""
+    from transformers import PreTrainedTokenizerFast
+
+    text = byte_text()
+    model = text.tokenizer.backend_tokenizer.to_str().replace('"a":97', '"a":0x').replace('"b":98', '"b":97').replace("0x", "98")
+    from tokenizers import Tokenizer
+
+    return Text(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(model), bos_token="<s>", eos_token="</s>"))
+
+
+def test_tokenizers_are_compared_by_what_they_say() -> None:
+    other = talker(7)
+    other.text = numbered_otherwise()
+    assert other.text.decode([97]) == "b"
+    with pytest.raises(ValueError, match="toy cannot draft for toy: their tokenizers number other pieces"):
+        ft.Engine(talker(), ft.Speculative(other))
+    with Audited(talker(), ft.Speculative(talker(7)), kv_slots=64) as engine:
+        engine.generate(PROMPT, max_tokens=4)
+
+
+def test_without_tokenizers_vocabularies_are_of_one_size() -> None:
+    with pytest.raises(ValueError, match="toy has 30 tokens, toy 31, and there are no tokenizers"):
+        ft.Engine(Toy(vocabulary=31), ft.Speculative(Toy(vocabulary=30)))
+    with Audited(Toy(vocabulary=31), ft.Speculative(Toy(vocabulary=31)), kv_slots=64) as engine:
+        engine.generate([1], max_tokens=4)
+
+
+def test_a_draft_model_without_a_head_is_refused(tmp_path: Any) -> None:
+    from transformers import LlamaConfig, LlamaModel
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 101}
+    LlamaModel(LlamaConfig(**shape)).save_pretrained(tmp_path / "backbone")
+    decoder = ft.Speculative(ft.load(tmp_path / "backbone"), adaptive=False)
+    with Audited(tiny_llama(tmp_path / "llama"), decoder, kv_slots=64) as engine:
+        with pytest.raises(ft.GenerationError, match="without an LM head: it drafts nothing"):
+            engine.generate([1, 2], max_tokens=5)
+    idle(decoder)
+
+
+REFUSED: list[tuple[Callable[[Model], Any], type[Exception], str]] = [
+    (lambda d: ft.Speculative(None), TypeError, "a model or a drafting decoder, not NoneType"),  # type: ignore[arg-type]
+    (lambda d: ft.Speculative(ft.Autoregressive()), TypeError, "not Autoregressive"),  # type: ignore[arg-type]
+    (lambda d: ft.Speculative("nano-draft"), TypeError, "not str"),  # type: ignore[arg-type]
+    (lambda d: ft.Speculative([]), ValueError, "nothing to draft from"),
+    (lambda d: ft.Speculative([d, 5]), TypeError, "not int"),  # type: ignore[list-item]
+    (lambda d: ft.Speculative(d, rule="best"), ValueError, "rule='best': one of match, ratio, block, tree"),  # type: ignore[arg-type]
+    (lambda d: ft.Speculative(d, tree=[]), ValueError, r"tree=\[\]"),
+    (lambda d: ft.Speculative(d, tree=[2, 0]), ValueError, r"tree=\[2, 0\]"),
+    (lambda d: ft.Speculative(d, tree=[2, 1.5]), ValueError, r"tree=\[2, 1.5\]"),  # type: ignore[list-item]
+    (lambda d: ft.Speculative(d, tree=[8, 8]), ValueError, r"tree=\[8, 8\]: 72 nodes, at most 64"),
+    (lambda d: ft.Speculative([d, ft.Lookahead()], rule="ratio"), ValueError, "one draft model and nothing else"),
+    (lambda d: ft.Speculative([d, d], rule="block"), ValueError, "one draft model and nothing else"),
+    (lambda d: ft.Speculative(ft.Lookahead(), rule="tree"), ValueError, "one draft model and nothing else"),
+    (lambda d: ft.Speculative(ft.Speculative(d), rule="ratio"), ValueError, "one draft model and nothing else"),
+    (lambda d: ft.Speculative(ft.Speculative(d, tree=[2, 2], rule="tree"), rule="ratio"), ValueError, "one draft model"),
+    (lambda d: ft.Speculative(d, rule="ratio", adaptive=True), ValueError, "adaptive=False"),
+    (lambda d: ft.Speculative(d, rule="tree", adaptive=True), ValueError, "adaptive=False"),
+    (lambda d: ft.Speculative(d, rule="ratio", tree=[2, 1]), ValueError, r"judges chains; tree=\[2, 1\]"),
+    (lambda d: ft.Speculative(d, rule="block", tree=[2]), ValueError, "judges chains"),
+    (lambda d: ft.Speculative(d, 3, rule="tree", tree=[2, 2]), ValueError, "draft_tokens=3 cuts a tree of 6"),
+]
+
+
+@pytest.mark.parametrize(("build", "error", "message"), REFUSED)
+def test_what_cannot_be_is_refused_when_it_is_built(build: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build(talker(7))
+
+
+def test_what_may_be_combined_is() -> None:
+    draft = talker(7)
+    assert ft.Speculative(draft).draft_tokens == 5
+    assert ft.Speculative(draft, tree=[3, 2, 1]).draft_tokens == 15
+    assert ft.Speculative(draft, tree=[1] * 100).draft_tokens == 100, "a chain may be long"
+    assert ft.Speculative(draft).adaptive
+    assert not ft.Speculative(draft, rule="ratio").adaptive
+    assert [type(s).__name__ for s in ft.Speculative([draft, ft.Lookahead(), ft.PromptLookup()]).sources] == [
+        "DraftModel", "History", "NGrams",
+    ]  # fmt: skip
+    assert all(ft.Speculative(draft, rule=rule).exact for rule in ("match", "ratio", "block", "tree"))
+    assert isinstance(ft.Speculative(draft).sources[0], Source)
+    hashed(3)
