@@ -118,7 +118,7 @@ class Clock:
         self.model, self.rows, self.sizes = model, rows, sizes
         self._draw = np.random.default_rng(0)
         self._contexts = [self._fill(count, prompt, written) for count in rows]
-        self._rounds: list[list[list[float]]] = []
+        self._seconds: list[list[list[float]]] = [[] for _ in rows]
 
     def _ids(self, count: int) -> Ids:
         return self._draw.integers(0, self.model.info.vocab_size, count).tolist()  # type: ignore[no-any-return]
@@ -134,10 +134,8 @@ class Clock:
 
     def take_turn(self, times: int) -> None:
         """Every size ``times`` times, and once before: what others left in the caches is theirs."""
-        for i in range(times + 1):
-            seconds = [[self._call(contexts, size) for size in self.sizes] for contexts in self._contexts]
-            if i:
-                self._rounds.append(seconds)
+        for contexts, rounds in zip(self._contexts, self._seconds, strict=True):
+            rounds += [[self._call(contexts, size) for size in self.sizes] for _ in range(times + 1)][1:]
 
     def _call(self, contexts: Sequence[Context], size: int) -> float:
         drafts = [self._ids(size) for _ in contexts]
@@ -151,8 +149,8 @@ class Clock:
 
     def table(self) -> Table:
         """Medians since the last table."""
-        rounds, self._rounds = self._rounds, []
-        return Table(self.rows, self.sizes, np.median(rounds, 0).tolist())
+        seconds, self._seconds = self._seconds, [[] for _ in self.rows]
+        return Table(self.rows, self.sizes, np.median(seconds, 1).tolist())
 
 
 # ---- what is compared -----------------------------------------------------------------------------------------------------
@@ -470,19 +468,21 @@ def read(task: str, model: ft.Model, count: int, others: int, tokens: int) -> tu
 # ---- one task -------------------------------------------------------------------------------------------------------------
 
 
-def measure(task: str, names: Sequence[str], models: Models, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measure(task: str, models: Models, options: argparse.Namespace, prompts: Sequence[Ids], others: Sequence[Ids],
+            left_out: int) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Rows: for each batch what T is, then one for each contender."""
     model, sizes = models.target, (1, 2, 4) if options.quick else SIZES
-    prompts, others, left_out = read(task, model, options.problems, max(OTHERS, options.warm, *options.batch), options.tokens)
-    (plain,) = contenders([PLAIN], models, Settings.of(options, prompts + others, len(others)), [])
+    (plain,) = contenders([PLAIN], models, Settings.of(options, [*prompts, *others], len(others)), [])
     plain.begin()
     plain.run(others)
     plain.end()
     prompt, written = (round(statistics.mean(map(len, lists))) for lists in (prompts, plain.tally.outputs))
     warm = plain.tally.outputs[: options.warm]
     for batch in options.batch:
-        settings = Settings.of(options, prompts + others, batch)
-        running = contenders([name for name in names if batch == 1 or not name.startswith("hf-")], models, settings, warm)
+        settings = Settings.of(options, [*prompts, *others], batch)
+        running = contenders(
+            [name for name in options.decoders if batch == 1 or not name.startswith("hf-")], models, settings, warm
+        )
         for contender in running:
             contender.begin()
             contender.run(others[:batch])
@@ -686,9 +686,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(", ".join(f"{key} {value}" for key, value in where.items() if value is not None))
     if options.model in ("nano", "nano-draft") and options.tasks != ["math"]:
         print(f"{options.model} writes nonsense outside math: nothing is shown there but speed, and that of nonsense")
+    others = max(OTHERS, options.warm, *options.batch)
+    try:
+        problems_of = {task: read(task, models.target, options.problems, others, options.tokens) for task in options.tasks}
+    except ValueError as error:
+        sys.exit(str(error))
     tables, rows = [], []
     for task in options.tasks:
-        for row in measure(task, options.decoders, models, options):
+        for row in measure(task, models, options, *problems_of[task]):
             if "impl" not in row:
                 tables.append(row)
                 print("", show(row), HEADER, sep="\n", flush=True)

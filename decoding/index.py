@@ -155,23 +155,26 @@ class Index(ABC):
         return tree
 
     def save(self, path: str | Path) -> None:
-        """Write the texts to a file: the new one is there as a whole, or the old one still is."""
+        """Write the texts to a file: the new one is there as a whole, or the old one still is.
+
+        A process killed in here may leave ``.NAME.PID.tmp`` beside it.
+        """
         path = Path(path)
         lengths = np.array(self._lengths, dtype="<u4").tobytes()
         ids = np.array([token for text in self.texts() for token in text], dtype="<i4").tobytes()
         header = {"fingerprint": self.fingerprint, "texts": len(self._lengths), "tokens": self._tokens}
         words = json.dumps(header | {"sha256": hashlib.sha256(lengths + ids).hexdigest()}).encode()
         numbers = np.array([VERSION, len(words), zlib.crc32(words)], dtype="<u4").tobytes()
-        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with open(draft, "wb") as file:
+            with open(unfinished, "wb") as file:
                 for part in (MAGIC, numbers, words, lengths, ids):
                     file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(draft, path)
+            os.replace(unfinished, path)
         finally:
-            draft.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -32,7 +32,7 @@ LOOKS = 16
 """Occurrences looked at in each chain at first; half the budget more."""
 AGAIN = 3
 """The same when a path is looked up again."""
-LIKELY = 3.0
+LIKELY = 4.0
 """A path is, if its score is above this over the budget."""
 CEILING = 0.98
 MOST = 5.0

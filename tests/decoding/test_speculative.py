@@ -109,25 +109,12 @@ def test_draws_follow_the_models_law(make: Any, n: int, nano: tuple[Model, Model
 
 @every_rule
 def test_draws_follow_a_toys_law(make: Any) -> None:
-    """A draft model that is often wrong, and one that never is."""
-    target = talker()
-    expected = law(target, PROMPT, 4)
-    for draft in (talker(7), talker()):
-        with Audited(target, make(draft), kv_slots=20_000) as engine:
-            outs = engine.generate(PROMPT, n=3000, max_tokens=4, seed=1, ignore_eos=True, progress=False, **SETTINGS)
-        assert chance(expected, Counter(tuple(c.token_ids) for c in outs)) > 1e-4
-
-
-@every_rule
-def test_a_wrong_law_would_be_seen(make: Any) -> None:
-    """The test tests: the same draws are not those of a model a little off."""
-    target, other = talker(), talker(7)
-    with Audited(target, make(other), kv_slots=20_000) as engine:
-        outs = engine.generate(PROMPT, n=3000, max_tokens=4, seed=1, ignore_eos=True, progress=False, **SETTINGS)
-    try:
-        assert chance(law(other, PROMPT, 4), Counter(tuple(c.token_ids) for c in outs)) < 1e-4
-    except AssertionError as error:
-        assert "cannot" in str(error)
+    """A draft model that is often wrong. And a law a little off would be seen: the test tests."""
+    target, draft = talker(), talker(7)
+    found = draws(target, make(draft), PROMPT, 4, 1500, seed=1)
+    assert chance(law(target, PROMPT, 4), found) > 1e-4
+    off = {line: p for line, p in law(draft, PROMPT, 4).items() if line in found}
+    assert chance(off | dict.fromkeys(found.keys() - off.keys(), 0.0), found) < 1e-4
 
 
 @every_rule
