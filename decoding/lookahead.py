@@ -65,6 +65,8 @@ class Lookahead(Speculation):
         kinds: dict[str, type[Index]] = {"posting": Posting, "trie": Trie}
         if isinstance(index, str) and index not in kinds:
             raise ValueError(f"index={index!r}: one of {', '.join(kinds)}, or an Index")
+        if not isinstance(index, str | Index):
+            raise TypeError(f"index={index!r}: one of {', '.join(kinds)}, or an Index, not {type(index).__name__}")
         self.index: Index = kinds[index](capacity) if isinstance(index, str) else index
         super().__init__([History(self.index, remember)], draft_tokens, adaptive=adaptive)
 

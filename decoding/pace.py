@@ -28,8 +28,10 @@ WATCHED = 4
 """Rows of a step that acceptance is learnt from, at most."""
 RATE = 0.05
 """Weight of a new observation, once there are many."""
-GRID = sorted({m << e for m in (2, 3) for e in range(12)} | {1})
-"""Numbers that budgets and step sizes are rounded to: 1, 2, 3, 4, 6, 8, 12, …"""
+GRID: list[int] = [*range(1, 16), *(m << e for e in range(1, 10) for m in range(8, 16))]
+"""Sizes that times are learnt at: all to 16, then eight an octave."""
+MARGIN = 0.03
+"""Drafts must promise so many tokens a row, or the noise of what is learnt would be chased."""
 BINS = 16
 
 
@@ -72,6 +74,11 @@ class Curve:
     def seen(self, size: int) -> int:
         """How much is known of such a size, up to 16."""
         return len(self._recent.get(_near(size), ()))
+
+    @property
+    def smallest(self) -> int:
+        """The smallest size seen, 0 if there is none."""
+        return self._sizes[0] if self._sizes else 0
 
     @property
     def largest(self) -> int:
@@ -163,8 +170,9 @@ class Pace:
     """Chooses draft budgets for an engine's steps. ``sources``: how many there are; ``most``: nodes a row at most."""
 
     def __init__(self, sources: int, most: int) -> None:
+        self.plain = Curve()
         self.step = Curve()
-        """T(q): seconds from one proposal to the next by new tokens in the call, proposals left out."""
+        """T(q): seconds of a step by new tokens in the call, proposals left out; of steps without drafts, and of those with."""
         self.records = [Record() for _ in range(sources)]
         self.most = most
         self._sizes = [1 << e for e in range(12) if 1 << e < most] + [most]
@@ -172,18 +180,28 @@ class Pace:
 
     def rate(self, rows: int) -> float:
         """Tokens per second that can be had in steps of so many rows: what was lately, and no less than without drafts."""
-        known, plain = self._rates.get(_near(rows)), rows / (self.step(rows) or 1.0)
+        known, plain = self._rates.get(_near(rows)), rows / (self.plain(rows) or 1.0)
         return max(1 / known.value, plain) if known else plain
 
-    def count(self, rows: int, tokens: int, seconds: float) -> None:
-        """A step is over, proposals included."""
-        self._rates.setdefault(_near(rows), _Mean()).add(seconds / tokens)
+    def count(self, rows: int, called: int, emitted: int, seconds: float, asking: float) -> None:
+        """A step of ``rows`` rows and ``called`` new tokens in the call is over; proposals took ``asking`` seconds more."""
+        (self.step if called > rows else self.plain).add(called, seconds)
+        self._rates.setdefault(_near(rows), _Mean()).add((seconds + asking) / emitted)
+
+    def time(self, tokens: float) -> float:
+        """Expected seconds of a step with drafts and so many new tokens."""
+        least = self.step.smallest
+        if not least:
+            return self.plain(tokens)
+        if tokens >= least:
+            return self.step(tokens)
+        return self.plain(tokens) + max(0.0, self.step(least) - self.plain(least))
 
     def plan(self, source: int, rows: int) -> int:
         """Nodes a row to ask of ``source`` in a step of ``rows`` rows; 0 when it does not pay."""
         record = self.records[source]
         record.probing = False
-        if self.step.seen(rows) < 3:
+        if self.plain.seen(rows) < 3:
             return 0  # plain steps first, to compare with
         if not record.shapes:
             return min(FIRST, self.most)
@@ -193,8 +211,8 @@ class Pace:
         record.idle += 1
         if not record.size:
             nodes = min(FIRST, self.most)
-            price = record.cost(rows * nodes) + self.step(rows * (1 + nodes)) - self.step(rows)
-            if record.idle * self.step(rows) * WASTE < price:
+            price = record.cost(rows * nodes) + self.time(rows * (1 + nodes)) - self.plain(rows)
+            if record.idle * self.plain(rows) * WASTE < price:
                 return 0
             record.probing = True
         elif record.turns % AGAIN == AGAIN // 2:  # is more worth it?
@@ -222,24 +240,26 @@ class Pace:
         ``values``: their acceptance, descending: calibrated, and times how much more or less than expected was accepted of
         the row's drafts lately. ``weight``: how many nodes each stands for.
         """
-        rate, base = self.rate(rows), self.step(rows)
-        last = min(len(values), int(max(4, 2 * self.step.largest - rows) / weight))  # no leap into the unknown
-        best, most, total = 0, 0.0, 0.0
+        rate, base = self.rate(rows), self.plain(rows)
+        largest = max(self.step.largest, self.plain.largest)
+        last = min(len(values), int(max(4, 2 * largest - rows) / weight))  # no leap into the unknown
+        best, most, total = 0, MARGIN * rows, 0.0
         for k, value in enumerate(values[:last], 1):
             total += value
             if k == last or k + rows in _ON_GRID:
-                gained = weight * total - rate * (self.step(rows + weight * k) - base)
+                gained = weight * total - rate * (self.time(rows + weight * k) - base)
                 if gained > most:
                     best, most = k, gained
-        return best, most
+        return best, most if best else 0.0
 
     def floor(self, rows: int) -> float:
         """The acceptance below which no node pays, about."""
-        return min(0.5, max(0.01, 0.5 * self.rate(rows) * (self.step(2 * rows) - self.step(rows)) / rows))
+        return min(0.5, max(0.01, 0.5 * self.rate(rows) * (self.time(2 * rows) - self.plain(rows)) / rows))
 
 
-def _near(size: int) -> int:
-    return GRID[min(bisect_left(GRID, size), len(GRID) - 1)]
+def _near(size: float) -> int:
+    at: int = min(bisect_left(GRID, size), len(GRID) - 1)
+    return GRID[at - 1] if at and size - GRID[at - 1] < GRID[at] - size else GRID[at]
 
 
 _ON_GRID = frozenset(GRID)

@@ -66,6 +66,8 @@ class PromptLookup(Speculation):
     """Drafts of at most ``draft_tokens`` from the request's own text, found by its last ``max_ngram`` tokens or fewer."""
 
     def __init__(self, draft_tokens: int = 10, *, max_ngram: int = 2, adaptive: bool = True) -> None:
+        if isinstance(max_ngram, bool) or not isinstance(max_ngram, int):
+            raise TypeError(f"max_ngram={max_ngram!r}: a whole number, not {type(max_ngram).__name__}")
         if max_ngram < 1:
             raise ValueError(f"max_ngram={max_ngram}: at least 1")
         super().__init__([NGrams(max_ngram)], draft_tokens, adaptive=adaptive)

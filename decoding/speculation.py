@@ -115,7 +115,10 @@ class Speculation(Decoder):
         record = self.pace.records[s]
         if self.adaptive:
             for tree in trees[:WATCHED]:
-                record.note(nodes, sorted(map(record.worth, tree.scores), reverse=True))
+                values = [1.0]  # none above its parent's: what is never verified is never learnt
+                for parent, score in zip(tree.parents, tree.scores, strict=True):
+                    values.append(min(values[parent], record.worth(score)))
+                record.note(nodes, sorted(values[1:], reverse=True))
         record.cost.add(nodes * len(rows), time.perf_counter() - start - self.sources[s].late)
         return trees
 
@@ -194,8 +197,7 @@ class Speculation(Decoder):
         """The step before this one is over."""
         step, self._round = self._round, None
         if step is not None and step.emitted:
-            self.pace.step.add(step.tokens, now - step.start)
-            self.pace.count(len(step.rows), step.emitted, now - step.start + step.asking)
+            self.pace.count(len(step.rows), step.tokens, step.emitted, now - step.start, step.asking)
 
     def _learn(self, rows: Sequence[Row], lines: Sequence[Sequence[int]], tokens: int) -> None:
         """What the target said behind each root; ``tokens`` in the call."""

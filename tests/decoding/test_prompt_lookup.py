@@ -94,7 +94,9 @@ def test_the_prompt_is_searched_too() -> None:
     assert (out.cost.forwards, out.cost.drafted, out.cost.accepted) == (2, 5, 5), "the first token, and what stood behind it"
 
 
-@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-1, ValueError), (2.5, TypeError), (True, TypeError), ("2", TypeError)])
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (-1, ValueError), (2.5, TypeError), (True, TypeError), ("2", TypeError)]
+)
 def test_max_ngram_is_a_number_of_tokens(value: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=f"max_ngram={value!r}"):
         ft.PromptLookup(max_ngram=value)

@@ -9,6 +9,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -300,10 +301,8 @@ def test_callers_at_the_same_moment_get_one_draft_pool() -> None:
     new_pool = draft.new_pool
 
     def slow(slots: int) -> KVPool:
-        try:
+        with suppress(threading.BrokenBarrierError):
             gate.wait()
-        except threading.BrokenBarrierError:
-            pass
         made.append(new_pool(slots))
         return made[-1]
 
@@ -462,10 +461,9 @@ def test_a_draft_model_without_a_head_is_refused(tmp_path: Any) -> None:
 
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 101}
     LlamaModel(LlamaConfig(**shape)).save_pretrained(tmp_path / "backbone")
-    decoder = ft.Speculative(ft.load(tmp_path / "backbone"), adaptive=False)
-    with Audited(tiny_llama(tmp_path / "llama"), decoder, kv_slots=64) as engine:
-        with pytest.raises(ft.GenerationError, match="without an LM head: it drafts nothing"):
-            engine.generate([1, 2], max_tokens=5)
+    target, decoder = tiny_llama(tmp_path / "llama"), ft.Speculative(ft.load(tmp_path / "backbone"), adaptive=False)
+    with Audited(target, decoder, kv_slots=64) as engine, pytest.raises(ft.GenerationError, match="LM head: it drafts nothing"):
+        engine.generate([1, 2], max_tokens=5)
     idle(decoder)
 
 
