@@ -135,7 +135,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def crowd(alive: Sequence[int] = LETTERS, settings: Sequence[dict[str, Any]] = SETTINGS, max_tokens: int = 40) -> list[Asked]:
+def crowd(alive: Sequence[int] = LETTERS, settings: Sequence[dict[str, Any]] = SETTINGS, max_tokens: int = 36) -> list[Asked]:
     """A ragged prompt for each of the settings, some with a common beginning."""
     rng = np.random.default_rng(0)
     stem = rng.choice(alive, 24).tolist()
