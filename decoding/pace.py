@@ -21,18 +21,21 @@ AGAIN = 32
 WASTE = 0.02
 """Share of the time that a source which does not pay may cost, to see whether it still does not."""
 FIRST = 8
-"""Nodes asked of a source that nothing is known of."""
+"""Nodes asked of a source that little is known of, and trees that it takes to know more."""
 SHAPES = 24
 """Proposals remembered, one a row."""
 WATCHED = 4
 """Rows of a step that acceptance is learnt from, at most."""
-RATE = 0.05
+RATE = 0.03
 """Weight of a new observation, once there are many."""
 GRID: list[int] = [*range(1, 16), *(m << e for e in range(1, 10) for m in range(8, 16))]
 """Sizes that times are learnt at: all to 16, then eight an octave."""
 MARGIN = 0.03
 """Drafts must promise so many tokens a row, or the noise of what is learnt would be chased."""
 BINS = 16
+"""Of scores, two an octave."""
+DEPTHS = 6
+"""Of depths, one an octave."""
 
 
 class _Mean:
@@ -109,8 +112,8 @@ class Record:
     def __init__(self) -> None:
         self.cost = Curve()
         """Seconds of a proposal by its nodes, all rows together."""
-        self.shapes: deque[tuple[int, list[float]]] = deque(maxlen=SHAPES)
-        """Of the last rows: how many nodes were asked for, and what those that came were worth, best first."""
+        self.trees: deque[tuple[int, Tree]] = deque(maxlen=SHAPES)
+        """Of the last rows: how many nodes were asked for, and what came."""
         self.turns = 0
         self.idle = 0
         """Steps since it was asked."""
@@ -119,23 +122,27 @@ class Record:
         self.rows = 0
         """For so many rows ``size`` is the best one."""
         self.size = 0
-        self._bins = [_Mean(2.0 ** -((i + 0.5) / 2), 4) for i in range(BINS)]
+        self._cells = [[_Mean(2.0 ** -((i + 0.5) / 2), 4) for i in range(BINS)] for _ in range(DEPTHS)]
 
-    def worth(self, score: float) -> float:
-        """The acceptance that nodes of such a score turned out to have."""
-        return self._bins[_bin(score)].value
+    def worth(self, score: float, depth: int) -> float:
+        """The acceptance that nodes of such a score, so deep, turned out to have."""
+        return self._cell(score, depth).value
 
-    def note(self, nodes: int, values: Sequence[float]) -> None:
-        """A row's tree for a budget of ``nodes`` had nodes of these ``values``, best first."""
-        self.shapes.append((nodes, list(values)))
+    def _cell(self, score: float, depth: int) -> _Mean:
+        at = min(BINS - 1, int(-2 * math.log2(score))) if score > 0 else BINS - 1
+        return self._cells[min(DEPTHS, depth.bit_length()) - 1][at]
 
-    def outlook(self, nodes: int) -> list[list[float]]:
-        """What the best ``nodes`` nodes of each of the last rows are worth; hopeful where less was asked for and came."""
-        outlook = []
-        for asked, values in self.shapes:
-            more = nodes - asked if len(values) == asked else 0
-            outlook.append(values[:nodes] + [values[-1] * 0.8**i for i in range(1, more + 1)])
-        return outlook
+    def values(self, tree: Tree, trust: float = 1.0) -> list[float]:
+        """What each node is worth; no two are equal, none is worth more than its parent."""
+        values, depths = [1.0], [0]
+        for j, (parent, score) in enumerate(zip(tree.parents, tree.scores, strict=True)):
+            depths.append(depths[parent] + 1)
+            values.append(min(values[parent], trust * self.worth(score, depths[-1]) * (1 - 1e-5 * j)))
+        return values[1:]
+
+    def outlook(self) -> list[tuple[int, list[float]]]:
+        """The last rows' trees, by what their nodes are worth as far as is known now, best first."""
+        return [(asked, sorted(self.values(tree), reverse=True)) for asked, tree in self.trees]
 
     def learn(self, tree: Tree, verified: Tree, emitted: Sequence[int]) -> tuple[float, float]:
         """The target emitted ``emitted`` behind a row's root, after ``verified``; what that says of ``tree``, which was proposed.
@@ -146,24 +153,24 @@ class Record:
         place = {(parent, token): j for j, (parent, token) in enumerate(zip(verified.parents, verified.ids, strict=True), 1)}
         at: list[int] = [0]  # of each node: the verified one, or -1
         depth = [0]  # and how many tokens of its path were emitted, or -1 once it has left
+        below = [0]
         expected = accepted = 0.0
         for token, parent, score in zip(tree.ids, tree.parents, tree.scores, strict=True):
             if at[parent] < 0:
                 at.append(-1)
                 depth.append(-1)
+                below.append(0)
                 continue
             before = depth[parent]
             hit = 0 <= before < len(emitted) and emitted[before] == token
+            below.append(below[parent] + 1)
+            cell = self._cell(score, below[-1])
             at.append(place.get((at[parent], token), -1))
             depth.append(before + 1 if hit else -1)
-            expected += self.worth(score)
+            expected += cell.value
             accepted += hit
-            self._bins[_bin(score)].add(hit)
+            cell.add(hit)
         return expected, accepted
-
-
-def _bin(score: float) -> int:
-    return min(BINS - 1, int(-2 * math.log2(score))) if score > 0 else BINS - 1
 
 
 class Pace:
@@ -203,7 +210,8 @@ class Pace:
         record.probing = False
         if self.plain.seen(rows) < 3:
             return 0  # plain steps first, to compare with
-        if not record.shapes:
+        if len(record.trees) < FIRST:
+            record.probing = True
             return min(FIRST, self.most)
         record.turns += 1
         if record.rows != _near(rows) or record.turns % AGAIN == 0:
@@ -224,11 +232,11 @@ class Pace:
 
     def _size(self, record: Record, rows: int) -> int:
         """The size that gains most tokens a step, its time counted as the tokens it would give elsewhere."""
-        best, most, rate = 0, 0.0, self.rate(rows)
+        best, most, rate, outlook = 0, 0.0, self.rate(rows), record.outlook()
         for nodes in self._sizes:
-            outlook = record.outlook(nodes)
-            steps = [sorted(chain(*outlook[i : i + rows]), reverse=True) for i in range(0, len(outlook), rows)]
-            gained = sum(self.choose(values, rows, max(1.0, rows / len(outlook)))[1] for values in steps) / len(steps)
+            cut = [_stretch(values, asked, nodes) for asked, values in outlook]
+            steps = [sorted(chain(*cut[i : i + rows]), reverse=True) for i in range(0, len(cut), rows)]
+            gained = sum(self.choose(values, rows, max(1.0, rows / len(cut)))[1] for values in steps) / len(steps)
             gained -= rate * record.cost(rows * nodes)
             if gained > most:
                 best, most = nodes, gained
@@ -255,6 +263,12 @@ class Pace:
     def floor(self, rows: int) -> float:
         """The acceptance below which no node pays, about."""
         return min(0.5, max(0.01, 0.5 * self.rate(rows) * (self.time(2 * rows) - self.plain(rows)) / rows))
+
+
+def _stretch(values: list[float], asked: int, nodes: int) -> list[float]:
+    """The best ``nodes`` of ``values``; hopeful where no more than those ``asked`` for came."""
+    more = nodes - asked if len(values) == asked else 0
+    return values[:nodes] + [values[-1] * 0.8**i for i in range(1, more + 1)]
 
 
 def _near(size: float) -> int:

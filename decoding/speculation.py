@@ -61,8 +61,8 @@ class Speculation(Decoder):
         self.sources, self.draft_tokens, self.adaptive = list(sources), draft_tokens, adaptive
         self.pace = Pace(len(self.sources), draft_tokens)
         self._sampler = Sampler()
-        self._trust: dict[int, float] = {}
-        """By row: how much more (or less) than expected was accepted lately."""
+        self._luck: dict[int, tuple[float, float]] = {}
+        """By row: tokens accepted lately, and how many were to be expected of what was drafted."""
         self._round: _Round | None = None
         self._turn = 0
         self._bound = False
@@ -114,11 +114,7 @@ class Speculation(Decoder):
             tree.sources = [1 << s] * len(tree)
         record = self.pace.records[s]
         if self.adaptive:
-            for tree in trees[:WATCHED]:
-                values = [1.0]  # none above its parent's: what is never verified is never learnt
-                for parent, score in zip(tree.parents, tree.scores, strict=True):
-                    values.append(min(values[parent], record.worth(score)))
-                record.note(nodes, sorted(values[1:], reverse=True))
+            record.trees.extend((nodes, tree) for tree in trees[:WATCHED])
         record.cost.add(nodes * len(rows), time.perf_counter() - start - self.sources[s].late)
         return trees
 
@@ -137,17 +133,17 @@ class Speculation(Decoder):
             trees.append(best(merge(own), self.draft_tokens, depth) if len(own) > 1 or not self.adaptive else own[0])
         values = sorted((score for tree in trees for score in tree.scores), reverse=True)
         count = budget
-        if self.adaptive and not any(self.pace.records[s].probing for s in asked):
-            count = self.pace.choose(values[:budget], len(rows))[0]
+        if self.adaptive:
+            probing = any(self.pace.records[s].probing for s in asked)
+            least = max(self.draft_tokens, len(rows)) if probing else 0
+            count = min(budget, max(least, self.pace.choose(values[:budget], len(rows))[0]))
         return trees if count >= len(values) else [above(tree, values[count]) for tree in trees]
 
     def _valued(self, tree: Tree, s: int, row: Row) -> Tree:
         """``tree`` with its scores made into acceptances, as far as they are known; no two are equal, none above its parent's."""
-        worth, trust = self.pace.records[s].worth, self._trust.get(id(row), 1.0)
-        scores = [1.0]
-        for j, (parent, score) in enumerate(zip(tree.parents, tree.scores, strict=True)):
-            scores.append(min(scores[parent], trust * worth(score) * (1 - 1e-5 * j)))
-        return Tree(tree.ids, tree.parents, scores[1:], tree.sources)
+        accepted, expected = self._luck.get(id(row), (0.0, 0.0))
+        values = self.pace.records[s].values(tree, min(2.0, (accepted + 2) / (expected + 2)))
+        return Tree(tree.ids, tree.parents, values, tree.sources)
 
     # ---- deciding -------------------------------------------------------------------------------------------------------
 
@@ -215,15 +211,14 @@ class Speculation(Decoder):
             for record, trees in zip(self.pace.records, step.proposed, strict=True):
                 if trees is not None and trees[i]:
                     expected, accepted = record.learn(trees[i], step.verified[i], lines[i])
-                    trust = self._trust.get(id(step.rows[i]), 1.0)
-                    ratio = min(4.0, (accepted + 1) / (expected + 1))
-                    self._trust[id(step.rows[i])] = trust + 0.2 * (ratio - trust)
+                    before = self._luck.get(id(step.rows[i]), (0.0, 0.0))
+                    self._luck[id(step.rows[i])] = 0.95 * before[0] + accepted, 0.95 * before[1] + expected
 
     def preempt(self, row: Row) -> None:
         for source in self.sources:
             source.suspend(row)
 
     def release(self, row: Row, outcome: FinishReason) -> None:
-        self._trust.pop(id(row), None)
+        self._luck.pop(id(row), None)
         for source in self.sources:
             source.stop(row, outcome in ("stop", "length"))

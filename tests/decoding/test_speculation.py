@@ -45,6 +45,7 @@ from forethought.decoding.tree import Tree
 
 every_decoder = pytest.mark.parametrize("make", DECODERS.values(), ids=DECODERS.keys())
 every_kind = pytest.mark.parametrize("make", FIXED.values(), ids=FIXED.keys())
+FEW = {name: FIXED[name] for name in ("several", "tree", "lookahead")}
 CROWD = crowd()
 
 
@@ -76,24 +77,53 @@ def duo(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> tuple[Toy, Toy]:
     return target, draft
 
 
+class Books:
+    """Counts what reaches a model, by itself."""
+
+    def __init__(self, toy: Toy) -> None:
+        self.tokens = self.calls = self.drafted = self.largest = 0
+        toy.before = self._count
+
+    def _count(self, batch: TokenBatch) -> None:
+        self.calls += 1
+        self.tokens += len(batch.ids)
+        # All of a decoding row's logits are asked for, of a prompt's only the last.
+        for size in [len(row.ids) - 1 for row in batch.rows if row.logits is None]:
+            self.drafted += size
+            self.largest = max(self.largest, size)
+
+
 # ---- the same text ---------------------------------------------------------------------------------------------------
 
 
 @every_decoder
 def test_a_crowd_hears_what_plain_decoding_says(make: Make, duo: tuple[Toy, Toy], said: list[list[ft.Completion]]) -> None:
-    """Sixteen requests of sixteen kinds in one engine."""
+    """Sixteen requests of sixteen kinds in one engine; and everything computed is on the bill."""
     target, decoder = duo[0], make(duo[1])
-    with Audited(target, decoder, kv_slots=6000, prefill_tokens=40) as engine:
-        agree(together(engine, CROWD), said)
-        assert engine.cost.accepted > 20
-        assert engine.cost.drafted > 1.3 * engine.cost.accepted, "drafts are sometimes wrong"
+    books, drafts = Books(target), Books(duo[1])
+    with Audited(target, decoder, kv_slots=2500, prefill_tokens=40) as engine:
+        outs = together(engine, CROWD)
+        agree(outs, said)
+        bill = engine.cost
     idle(decoder)
+    assert bill.accepted > 20
+    assert bill.drafted > 1.3 * bill.accepted, "drafts are sometimes wrong"
+    assert 1 < books.largest <= decoder.draft_tokens
+    found = [c.cost for out in outs for c in out]
+    assert bill.forwards == books.calls
+    assert bill.drafted == books.drafted == sum(c.drafted for c in found)
+    assert bill.drafting == drafts.tokens == sum(c.drafting for c in found)
+    assert bill.accepted == sum(c.accepted for c in found)
+    assert bill.discarded == bill.drafted - bill.accepted, "nothing is thrown away but drafts"
+    assert bill.computed - len(found) <= books.tokens <= bill.computed, "a last token that was drafted has been computed"
+    assert all(c.kept <= c.forwards + c.accepted for c in found), "each forward gives a token, and one for each accepted"
 
 
-@every_kind
+@pytest.mark.parametrize("make", [pytest.param(make, id=name, marks=[] if name in FEW else [pytest.mark.slow])
+                                  for name, make in FIXED.items()])  # fmt: skip
 def test_one_at_a_time_hears_the_same(make: Make, duo: tuple[Toy, Toy], said: list[list[ft.Completion]]) -> None:
     decoder = make(duo[1])
-    with Audited(duo[0], decoder, kv_slots=6000) as engine:
+    with Audited(duo[0], decoder, kv_slots=2500) as engine:
         agree([engine.generate(prompt, **options) for prompt, options in CROWD], said)
         assert engine.cost.accepted > 20
     idle(decoder)
@@ -170,7 +200,6 @@ ZOO = [
     "stablelm", "gpt-neox", "gpt-oss", "cohere2", "opt-narrow",
 ]  # fmt: skip
 SOON = {"mistral", "gpt2", "gemma2"}
-FEW = {name: FIXED[name] for name in ("several", "tree", "lookahead")}
 
 
 def backend_fixtures() -> Any:
@@ -203,7 +232,7 @@ def compare(target: Model, draft: Model, decoders: dict[str, Make], asked: Seque
     expected, tokens, flipped, accepted = plain(target, asked), 0, 0, 0
     for make in decoders.values():
         decoder = make(draft)
-        with Audited(target, decoder, **{"kv_slots": 6000, "prefill_tokens": 64} | options) as engine:
+        with Audited(target, decoder, **{"kv_slots": 2500, "prefill_tokens": 64} | options) as engine:
             runs = [together(engine, asked)]
             if not options:
                 engine.clear_cache()
@@ -250,53 +279,17 @@ def test_a_real_model_in_bfloat16(llamas: tuple[Model, Model], tmp_path: Path) -
     target, draft = ft.load(tmp_path, dtype="bfloat16"), perturbed(tmp_path, tmp_path / "draft", 0.1, "bfloat16")
     assert target.info.dtype == draft.info.dtype == torch.bfloat16
     unfiltered = [own for own in NUMBERS if not own.keys() & {"top_k", "top_p", "min_p"}]  # a filter's edge is another tie
-    compare(target, draft, FEW, crowd(range(1, 101), unfiltered * 3, 30), COARSE, rate=1 / 1000)
+    compare(target, draft, FEW, crowd(range(1, 101), unfiltered * 3, 30), COARSE, rate=1 / 100)
 
 
 # ---- the bill --------------------------------------------------------------------------------------------------------
-
-
-class Books:
-    """Counts what reaches a model, by itself."""
-
-    def __init__(self, toy: Toy) -> None:
-        self.tokens = self.calls = self.drafted = 0
-        toy.before = self._count
-
-    def _count(self, batch: TokenBatch) -> None:
-        self.calls += 1
-        self.tokens += len(batch.ids)
-        # All of a decoding row's logits are asked for, of a prompt's only the last.
-        for row in batch.rows:
-            if row.logits is None:
-                self.drafted += len(row.ids) - 1
-
-
-@every_decoder
-def test_everything_computed_is_billed(make: Make, duo: tuple[Toy, Toy]) -> None:
-    target, decoder = duo[0], make(duo[1])
-    books, drafts = Books(duo[0]), Books(duo[1])
-    with Audited(target, decoder, kv_slots=6000) as engine:
-        outs = together(engine, CROWD)
-        bill = engine.cost
-    found = [c.cost for out in outs for c in out]
-    assert bill.forwards == books.calls
-    assert bill.drafted == books.drafted == sum(c.drafted for c in found)
-    assert bill.drafting == drafts.tokens == sum(c.drafting for c in found)
-    assert bill.accepted == sum(c.accepted for c in found)
-    assert bill.discarded == bill.drafted - bill.accepted, "nothing is thrown away but drafts"
-    samples = len(found)
-    assert bill.computed - samples <= books.tokens <= bill.computed, "a last token that was drafted has been computed"
-    emitted = sum(c.kept for c in found)
-    rounds = sum(c.forwards for c in found)
-    assert emitted <= rounds + bill.accepted, "each forward gives a token, and one for each that was accepted"
 
 
 @every_kind
 def test_what_is_left_on_the_way_is_billed_too(make: Make, duo: tuple[Toy, Toy]) -> None:
     """Streams that are left after a few tokens."""
     books, drafts = Books(duo[0]), Books(duo[1])
-    with Audited(duo[0], make(duo[1]), kv_slots=6000) as engine:
+    with Audited(duo[0], make(duo[1]), kv_slots=2500) as engine:
         for prompt, _ in CROWD[:4]:
             for piece in engine.stream(prompt, max_tokens=60, ignore_eos=True):
                 assert piece.token_ids
@@ -382,19 +375,6 @@ def test_long_chains_and_short_trees_in_one(draft_tokens: int) -> None:
         [out] = engine.generate([1, 2], max_tokens=200)
     assert out.token_ids == known
     assert out.cost.forwards == 5, "one for the prompt, 64 in each of three, and what is left"
-
-
-@every_kind
-def test_a_step_has_no_more_drafts_than_it_may(make: Make, duo: tuple[Toy, Toy]) -> None:
-    decoder, sizes = make(duo[1]), list[int]()
-
-    def look(batch: TokenBatch) -> None:
-        sizes.extend(len(row.ids) - 1 for row in batch.rows if row.logits is None)
-
-    duo[0].before = look
-    with Audited(duo[0], decoder, kv_slots=6000) as engine:
-        together(engine, CROWD)
-    assert 1 < max(sizes) <= decoder.draft_tokens
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ def together(engine: ft.Engine, asked: Iterable[Asked]) -> list[list[ft.Completi
     return asyncio.run(main())
 
 
-def plain(model: Model, asked: Sequence[Asked], slots: int = 20_000) -> list[list[ft.Completion]]:
+def plain(model: Model, asked: Sequence[Asked], slots: int = 3000) -> list[list[ft.Completion]]:
     with Audited(model, kv_slots=slots) as engine:
         return together(engine, asked)
 
