@@ -1,6 +1,6 @@
 """Forethought: better reasoning and faster decoding at inference time, without retraining the model.
 
-Public names are loaded on first use (``__init__.pyi`` tells tools the same): importing this package imports neither torch nor hydra.
+Public names are loaded on first use: importing this package imports neither torch nor hydra. ``__init__.pyi`` tells tools the same.
 """
 
 from importlib import import_module

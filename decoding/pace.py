@@ -52,9 +52,13 @@ class _Mean:
 
 
 class Curve:
-    """Seconds by size, learnt at the sizes of the grid: linear in between, mildly rising beyond what was seen."""
+    """Seconds by size, learnt at the sizes of the grid: linear in between, mildly rising beyond what was seen.
 
-    def __init__(self) -> None:
+    ``proportional``: below the smallest size seen it is in proportion; else as dear as that.
+    """
+
+    def __init__(self, proportional: bool = False) -> None:
+        self._proportional = proportional
         self._recent: dict[int, deque[float]] = {}
         self._quartile: dict[int, float] = {}
         self._known: dict[int, float] = {}
@@ -100,6 +104,8 @@ class Curve:
                 return float(known[last] * (size / last) ** 0.3)
             return known[last] + max(0.0, known[last] - known[first]) / (last - first) * (size - last)
         high = known[sizes[at]]
+        if at == 0 and self._proportional:
+            return float(high * size / sizes[0])
         if at == 0 or sizes[at] == size:
             return high
         low = known[sizes[at - 1]]
@@ -110,7 +116,7 @@ class Record:
     """What is known of one source."""
 
     def __init__(self) -> None:
-        self.cost = Curve()
+        self.cost = Curve(proportional=True)
         """Seconds of a proposal by its nodes, all rows together."""
         self.trees: deque[tuple[int, Tree]] = deque(maxlen=SHAPES)
         """Of the last rows: how many nodes were asked for, and what came."""
@@ -223,8 +229,9 @@ class Pace:
             if record.idle * self.plain(rows) * WASTE < price:
                 return 0
             record.probing = True
-        elif record.turns % AGAIN == AGAIN // 2:  # is more worth it?
-            nodes = self._sizes[min(self._sizes.index(record.size) + 1, len(self._sizes) - 1)]
+        elif record.turns % AGAIN == AGAIN // 2:  # is more worth it, or less?
+            at = self._sizes.index(record.size) + (-1 if record.turns // AGAIN % 2 else 1)
+            nodes = self._sizes[min(max(at, 0), len(self._sizes) - 1)]
         else:
             nodes = record.size
         record.idle = 0

@@ -150,9 +150,7 @@ def _drafted(views: Views, window: int | None, device: torch.device) -> Plan | N
     if stored is None:
         if first != known or int(views.positions[-1]) != listed - 1:
             return None
-    elif (stored[known:] != views.positions).any():
-        return None
-    elif int(views.positions.min()) < (int(stored[:known].max()) if known else 0):
+    elif (stored[known:] != views.positions).any() or (known and int(views.positions.min()) < int(stored[:known].max())):
         return None
     mask = np.ones((1, queries, listed), np.bool_)
     mask[0, :, known:] = views.positions <= views.positions[:, None]

@@ -209,7 +209,6 @@ def test_a_useless_source_costs_nearly_nothing(
     if cost(1) + step(2) - step(1) > 0.05 * step(1):
         assert sum(place > 200 for place in source.asked) < diary.steps(since=200) / 16
         assert diary.drafted(since=200) < 0.5, "mean drafted tokens a step"
-        assert sum(place <= 100 for place in source.asked) < 70, "it is seen through soon"
 
 
 def test_a_source_too_dear_for_what_it_gives_is_left(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

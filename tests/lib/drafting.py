@@ -23,8 +23,6 @@ from forethought.backend import batch as calls
 from forethought.backend.batch import Output, TokenBatch
 from forethought.backend.model import Defaults, Model
 from forethought.decoding.draft_model import DraftModel
-from forethought.decoding.lookahead import History
-from forethought.decoding.prompt_lookup import NGrams
 from forethought.decoding.speculation import Speculation
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -97,18 +95,12 @@ SAMPLING_RULES: dict[str, Make] = {
 
 
 def idle(decoder: Speculation) -> None:
-    """Fails if anything is kept of a row: a line, a context, a slot of a draft model's pool."""
-    assert not decoder._trust
-    for source in decoder.sources:
-        if isinstance(source, NGrams):
-            assert not source._texts
-        elif isinstance(source, History):
-            assert not source._lines
-        elif isinstance(source, DraftModel):
-            assert not source._lines
-            if source._pool is not None:
-                audit(source._pool, source._cache)
-                assert source._pool.used == 0
+    """Fails if anything is kept of a row: an entry in a table, a line, a context, a slot of a draft model's pool."""
+    for part in (decoder, *decoder.sources):
+        assert not [name for name, value in vars(part).items() if isinstance(value, dict) and value]
+        if isinstance(part, DraftModel) and part._pool is not None:
+            audit(part._pool, part._cache)
+            assert part._pool.used == 0
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
