@@ -1,6 +1,7 @@
 """Forethought: better reasoning and faster decoding at inference time, without retraining the model.
 
-Public names are loaded on first use: importing this package imports neither torch nor hydra. ``__init__.pyi`` tells tools the same.
+Public names are loaded on first use: importing this package imports neither torch nor hydra. ``__init__.pyi`` says the same
+to tools.
 """
 
 from importlib import import_module
