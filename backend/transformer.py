@@ -98,8 +98,8 @@ class Transformer(Model):
         weights = weights.on(device, dtype)
         self._embedding = weights.read("embed_tokens.weight", (config.vocab_size, config.hidden_size))
         self._norm = weights.read("norm.weight", (config.hidden_size,))
-        self._head = self._lm_head(config, weights, self._embedding)
-        self._to_logits = None if self._head is None else _turned(self._head, config.tie_word_embeddings)
+        head = self._lm_head(config, weights, self._embedding)
+        self._head = None if head is None else _turned(head, config.tie_word_embeddings)
         self._blocks = [self._block(config, weights, i) for i in range(config.num_hidden_layers)]
         weights.finish()
         spec = LayerSpec(self.kv_heads, self.dim, self.dim, device, rope_spec(config, frequencies))
@@ -168,7 +168,7 @@ class Transformer(Model):
             x = x if wanted is None else x.index_select(0, wanted)
         if last in batch.hidden:
             hidden[last] = x
-        return Output(None if self._to_logits is None else torch.mm(x, self._to_logits), hidden)
+        return Output(None if self._head is None else torch.mm(x, self._head), hidden)
 
     def _attention(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, batch: TokenBatch, i: int) -> Tensor:
         """The attention's output [T, heads * dim], before its projection."""
@@ -211,9 +211,9 @@ class Transformer(Model):
 
     @torch.inference_mode()
     def head(self, hidden: Tensor) -> Tensor:
-        if self._to_logits is None:
+        if self._head is None:
             raise ValueError(f"{self.info.name} is a backbone without an LM head")
-        return self._rms(hidden, self._norm) @ self._to_logits
+        return self._rms(hidden, self._norm) @ self._head
 
 
 def _turned(weight: Tensor, twice: bool = False) -> Tensor:

@@ -553,7 +553,7 @@ class Looks(ft.Autoregressive):
         assert output.logits is not None
         assert set(output.hidden) == {0, 2}
         assert len(output.hidden[0]) == len(output.hidden[2]) == len(rows)
-        torch.testing.assert_close(torch.nn.functional.linear(output.hidden[2], self.model._head), output.logits)
+        torch.testing.assert_close(output.hidden[2] @ self.model._head, output.logits)
         last = torch.tensor([row.output[-1] if row.output else row.prompt[-1] for row in rows])
         torch.testing.assert_close(output.hidden[0], self.model.embed(last.to(output.logits.device)))
         self.seen += len(rows)
