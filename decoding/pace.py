@@ -1,7 +1,7 @@
 """How much to draft: learnt step times and acceptance, and the draft budget that maximises expected tokens per second.
 
 ``T(q)``, the time of a step with q new tokens, is learnt from the steps themselves; so are, for each source, what a proposal
-of n nodes costs, what its scores are worth, and what came of proposals of that size. A node is worth verifying while its
+of n nodes costs, what its scores are worth at each depth, and what trees it proposed lately. A node is worth verifying while its
 acceptance exceeds what its time would give elsewhere: the engine's own tokens per second. Host only, no model. Changes speed,
 never text. Cost: some microseconds a step and a row.
 """
