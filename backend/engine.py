@@ -23,6 +23,7 @@ from .generator import GenerationError, Generator, Score, progress_bar
 from .kv import KVPool
 from .loop import Loop
 from .model import Model
+from .openmp import release_workers
 from .request import Piece, Request, Sampling, check_ids, draw_seed, split_stops
 from .runner import Runner
 from .score import score_continuations, score_labels
@@ -218,6 +219,7 @@ class Engine(Generator):
         return request
 
     def _submit(self, requests: Sequence[Request]) -> None:
+        release_workers()  # the caller waits, the engine's thread computes
         for request in requests:
             request.future.set_running_or_notify_cancel()  # from here on only the engine ends it
         self._post(lambda: self._take_in(requests))
@@ -260,6 +262,7 @@ class Engine(Generator):
         if self._loop.here:
             run()
         else:
+            release_workers()
             self._post(run)
         return future
 

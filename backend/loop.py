@@ -8,6 +8,11 @@ from typing import Protocol
 
 import torch
 
+from .openmp import release_workers
+
+GRACE = 0.005
+"""Seconds that an idle loop keeps its OpenMP workers, for calls that come one after the other."""
+
 
 class Steppable(Protocol):
     """What a loop runs."""
@@ -61,6 +66,8 @@ class Loop:
     def _run(self) -> None:
         while True:
             with self._wake:
+                if not self._busy and not self._stopped and not self._wake.wait(GRACE):
+                    release_workers()
                 while not self._busy and not self._stopped:
                     self._wake.wait()
                 if self._stopped:
