@@ -6,7 +6,8 @@ holds at every moment. Host work only, but for :meth:`KVPool.rebase`. Not here: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +42,18 @@ class KVPool:
         if size < 1:
             raise ValueError(f"a pool of {size} slots: at least 1")
         self.layers, self.size, self.dtype = tuple(layers), size, dtype
-        self.k = [torch.zeros(size, s.kv_heads, s.dim, dtype=dtype, device=s.device) for s in layers]
-        self.v = [torch.zeros(size, s.kv_heads, s.dim_v, dtype=dtype, device=s.device) for s in layers]
+        # One block [layers, size, kv_heads, dim] for all tensors of one shape and device: what moves then moves at once.
+        keys = [(s.kv_heads, s.dim, s.device) for s in layers]
+        values = [(s.kv_heads, s.dim_v, s.device) for s in layers]
+        self._blocks: list[torch.Tensor] = []
+        parts: dict[tuple[int, int, torch.device], Iterator[torch.Tensor]] = {}
+        for (heads, dim, device), count in Counter([*keys, *values]).items():
+            self._blocks.append(torch.zeros(count, size, heads, dim, dtype=dtype, device=device))
+            parts[heads, dim, device] = iter(self._blocks[-1].unbind())
+        self.k = [next(parts[shape]) for shape in keys]
+        self.v = [next(parts[shape]) for shape in values]
+        self.compact = all(s.device.type == "cpu" for s in layers)
+        """Whether slots side by side are worth a copy: there they are read in place, elsewhere one by one all the same."""
         self._refs = np.zeros(size, np.int32)
         self._held = np.zeros(size, np.bool_)
         self._free = np.arange(size - 1, -1, -1, dtype=np.int64)  # a stack; popped in ascending order, so that runs stay together
@@ -154,6 +165,12 @@ class KVPool:
         self.release(slots[copied])
         return moved
 
+    def move(self, source: Ints, target: Ints) -> None:
+        """Copy what slots ``source`` hold to ``target``."""
+        for block in self._blocks:
+            index, onto = (torch.from_numpy(slots).to(block.device) for slots in (source, target))
+            block.index_copy_(1, onto, block.index_select(1, index))
+
     def _push(self, slots: Ints) -> None:
         self._free[self._top : self._top + len(slots)] = slots[::-1]
         self._top += len(slots)
@@ -236,8 +253,13 @@ class Context:
         elif kept is not None:
             staged = self._slots[first : first + self.pending].copy()
             thrown = np.ones(len(staged), np.bool_)
-            thrown[kept] = False
-            self._slots[first : first + count] = staged[kept]
+            if self.pool.compact:  # what is kept moves to the front, and the slots of a text stay side by side
+                there = int((kept == np.arange(count)).argmin())
+                self.pool.move(staged[kept[there:]], staged[there:count])
+                thrown[:count] = False
+            else:
+                self._slots[first : first + count] = staged[kept]
+                thrown[kept] = False
             if self._positions is not None:
                 self._positions[first : first + count] = self._positions[first + kept]
             self.pool.release(staged[thrown])

@@ -127,7 +127,7 @@ class DraftModel(Source):
         if pool is None or cache is None:
             return False
         if pool.free < need:
-            cache.evict(need - pool.free)
+            cache.evict(max(need - pool.free, pool.size // 16))  # not at every token
         asked = {id(row) for row in rows}
         for key in [key for key in self._lines if key not in asked]:
             if pool.free >= need:
@@ -213,7 +213,11 @@ class DraftModel(Source):
             new = [leaf.path[-1:] or feeds[leaf.row] for leaf in leaves]
             if not leaves or not self._make_room(sum(map(len, new)), rows):
                 break
-            made = [calls.Row(leaf.context, ids, logits=np.array([len(ids) - 1])) for leaf, ids in zip(leaves, new, strict=True)]
+            only = max(map(len, new)) == 1
+            made = [
+                calls.Row(leaf.context, ids, logits=None if only else np.array([len(ids) - 1]))
+                for leaf, ids in zip(leaves, new, strict=True)
+            ]
             logits = self._run(made, [rows[leaf.row] for leaf in leaves])
             guesses = self._guess(rows, logits, leaves, fan)
             leaves = [new for leaf, found in zip(leaves, guesses, strict=True)

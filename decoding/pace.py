@@ -16,13 +16,13 @@ from itertools import chain
 
 from .tree import Tree
 
-AGAIN = 32
+AGAIN = 64
 """The size to ask a source for is reckoned anew every so many steps, and when the number of rows changes."""
 WASTE = 0.02
 """Share of the time that a source which does not pay may cost, to see whether it still does not."""
 FIRST = 8
 """Nodes asked of a source that little is known of, and trees that it takes to know more."""
-SHAPES = 24
+SHAPES = 16
 """Proposals remembered, one a row."""
 WATCHED = 4
 """Rows of a step that acceptance is learnt from, at most."""
@@ -126,13 +126,21 @@ class Record:
         self.probing = False
         """Whether it was asked only to see whether it still does not pay: then all it has is verified."""
         self.rows = 0
-        """For so many rows ``size`` is the best one."""
+        """For so many rows ``size`` is the best one, and nodes that score below ``least`` do not pay."""
         self.size = 0
+        self.least = 0.0
         self._cells = [[_Mean(2.0 ** -((i + 0.5) / 2), 4) for i in range(BINS)] for _ in range(DEPTHS)]
 
     def worth(self, score: float, depth: int) -> float:
         """The acceptance that nodes of such a score, so deep, turned out to have."""
         return self._cell(score, depth).value
+
+    def score(self, worth: float) -> float:
+        """The lowest score that is worth so much at some depth."""
+        for at in reversed(range(BINS)):
+            if max(cells[at].value for cells in self._cells) >= worth:
+                return float(2.0 ** (-(at + 1) / 2))
+        return 1.0
 
     def _cell(self, score: float, depth: int) -> _Mean:
         at = min(BINS - 1, int(-2 * math.log2(score))) if score > 0 else BINS - 1
@@ -188,7 +196,7 @@ class Pace:
         """T(q): seconds of a step by new tokens in the call, proposals left out; of steps without drafts, and of those with."""
         self.records = [Record() for _ in range(sources)]
         self.most = most
-        self._sizes = [1 << e for e in range(12) if 1 << e < most] + [most]
+        self._sizes = [size for size in (1, *(m << e for e in range(12) for m in (2, 3))) if size < most] + [most]
         self._rates: dict[int, _Mean] = {}
 
     def rate(self, rows: int) -> float:
@@ -221,7 +229,7 @@ class Pace:
             return min(FIRST, self.most)
         record.turns += 1
         if record.rows != _near(rows) or record.turns % AGAIN == 0:
-            record.rows, record.size = _near(rows), self._size(record, rows)
+            record.rows, record.size, record.least = _near(rows), self._size(record, rows), self._least(record, rows)
         record.idle += 1
         if not record.size:
             nodes = min(FIRST, self.most)
@@ -267,15 +275,23 @@ class Pace:
                     best, most = k, gained
         return best, most if best else 0.0
 
-    def floor(self, rows: int) -> float:
-        """The acceptance below which no node pays, about."""
-        return min(0.5, max(0.01, 0.5 * self.rate(rows) * (self.time(2 * rows) - self.plain(rows)) / rows))
+    def floor(self, source: int) -> float:
+        """The score below which nodes of ``source`` do not pay, as things stood when its size was last reckoned."""
+        record = self.records[source]
+        return 0.0 if record.probing else record.least
+
+    def _least(self, record: Record, rows: int) -> float:
+        """The score of a node that is worth what it costs to propose and to verify."""
+        some = FIRST // 2
+        verified = self.time(rows * (1 + 2 * some)) - self.time(rows * (1 + some))
+        price = (verified + record.cost(rows * 2 * some) - record.cost(rows * some)) / (rows * some)
+        return record.score(self.rate(rows) * price)
 
 
 def _stretch(values: list[float], asked: int, nodes: int) -> list[float]:
-    """The best ``nodes`` of ``values``; hopeful where no more than those ``asked`` for came."""
+    """The best ``nodes`` of ``values``; where no more than those ``asked`` for came, they go on falling as they did."""
     more = nodes - asked if len(values) == asked else 0
-    return values[:nodes] + [values[-1] * 0.8**i for i in range(1, more + 1)]
+    return values[:nodes] + [values[-1] * values[-1] ** (i / asked) for i in range(1, more + 1)]
 
 
 def _near(size: float) -> int:

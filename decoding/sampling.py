@@ -191,9 +191,8 @@ class Sampler:
         plain = self._greedy and not self._edits
         if plain and count == 1 and logits.is_cpu and logits.dtype == torch.float32:
             table = logits.numpy()
-            best = table.argmax(1)[:, None]
-            shares = 1 / np.exp(table - np.take_along_axis(table, best, 1)).sum(1, keepdims=True)
-            return best.tolist(), shares.tolist()
+            shares = 1 / np.exp(table - table.max(1, keepdims=True)).sum(1, keepdims=True)
+            return table.argmax(1)[:, None].tolist(), shares.tolist()
         law = logits.float() if plain else self.process(rows, logits, nodes)
         found = (law if plain else law + self._noise(rows, logits, nodes)).topk(min(count, law.shape[1]), -1).indices
         return found.tolist(), law.softmax(-1).gather(1, found).tolist()

@@ -109,7 +109,7 @@ class Speculation(Decoder):
     def _ask(self, s: int, nodes: int, rows: Sequence[Row], depths: Sequence[int]) -> list[Tree]:
         """The trees of source ``s``."""
         start = time.perf_counter()
-        trees = self.sources[s].propose(rows, nodes, depths, self.pace.floor(len(rows)) if self.adaptive else 0.0)
+        trees = self.sources[s].propose(rows, nodes, depths, self.pace.floor(s) if self.adaptive else 0.0)
         for tree in trees:
             tree.sources = [1 << s] * len(tree)
         record = self.pace.records[s]

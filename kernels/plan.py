@@ -68,9 +68,12 @@ class Group:
     """Which of the E * n results are real and not padding; None: all."""
     target: Tensor | None = None
     """Query of each real result; None: all of q, in order."""
-    lone: bool = False
-    """One query that sees all of one run of slots: nothing is to be gathered, masked or put in place."""
     _biases: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
+
+    @property
+    def lone(self) -> bool:
+        """Whether it is one entry with all of q, in order, so that results are where they belong."""
+        return self.entries == 1 and self.queries is self.empty is self.turn is self.valid is self.target is None
 
     def bias(self, rows: int, dtype: torch.dtype) -> Tensor | None:
         """The mask as [E, 1, rows, L] of 0 and -inf, each query's line repeated for the heads that share a KV head."""
@@ -79,7 +82,7 @@ class Group:
         if (rows, dtype) not in self._biases:
             bias = torch.zeros(self.mask.shape, dtype=dtype, device=self.mask.device).masked_fill_(~self.mask, -torch.inf)
             n = bias.shape[1]
-            self._biases[rows, dtype] = (bias if n == 1 else bias.repeat_interleave(rows // n, 1)).unsqueeze(1)
+            self._biases[rows, dtype] = (bias if n in (1, rows) else bias.repeat_interleave(rows // n, 1)).unsqueeze(1)
         return self._biases[rows, dtype]
 
 
@@ -163,9 +166,8 @@ def _lone(slots: Ints, device: torch.device) -> Group:
     """One query that sees all of ``slots``."""
     first, length = int(slots[0]), len(slots)
     if int(slots[-1]) - first == length - 1 and np.count_nonzero(slots[1:] > slots[:-1]) == length - 1:
-        return Group(1, length, Grid(first, 1, 1), lone=True)
-    rows = _pool_rows(slots[None], device)
-    return Group(1, length, rows, lone=isinstance(rows, Grid))
+        return Group(1, length, Grid(first, 1, 1))
+    return Group(1, length, _pool_rows(slots[None], device))
 
 
 def _pool_rows(table: Ints, device: torch.device) -> Tensor | Grid:

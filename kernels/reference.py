@@ -36,9 +36,7 @@ def attend(
     """See :func:`forethought.kernels.attention.attend`; sinks are added there."""
     plan = plan_for(views, window, q.device)
     if not need_lse and len(plan) == 1 and len(plan[0]) == 1 and plan[0][0].lone:
-        # Plain decoding of one row: a few calls fewer in each layer.
-        kv_heads, keys, values = k.shape[1], _in_place(k, plan[0][0]), _in_place(v, plan[0][0])
-        return _softmax(q.view(1, kv_heads, -1, q.shape[2]), keys, values, None, scale, softcap)[0].view(1, q.shape[1], -1), None
+        return _lone(q, k, v, plan[0][0], scale, softcap), None
     every = need_lse or len(plan) > 1
     state: tuple[Tensor, Tensor | None] | None = None
     for i, layer in enumerate(plan):
@@ -51,6 +49,36 @@ def attend(
         else:
             state = blend(*state, *new), None  # type: ignore[arg-type]
     return state if state is not None else _scatter(q, v, [])
+
+
+def _lone(q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float, softcap: float | None) -> Tensor:
+    """One row alone, plain or with a draft or a piece of its prompt: as :func:`_run`, in fewer calls and copies."""
+    (n, heads, dim), kv_heads = q.shape, k.shape[1]
+    share = heads // kv_heads
+    bias = group.bias(n, q.dtype)
+    if n == 1:
+        keys, values = _read(q, k, v, group, 1)
+        return _softmax(q.view(kv_heads, 1, share, dim), keys, values, bias, scale, softcap)[0].view(1, heads, -1)
+    # KV heads for entries, and each one's keys for all heads that share it: nothing is copied.
+    keys, values = _read(q, k, v, group, share)
+    out, _ = _softmax(q.view(n, kv_heads, share, dim).permute(1, 2, 0, 3), keys, values, bias, scale, softcap)
+    return out.permute(2, 0, 1, 3).reshape(n, heads, -1)
+
+
+def _read(q: Tensor, k: Tensor, v: Tensor, group: Group, share: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of a lone entry [kv_heads, share, L, dim], where they lie if they lie evenly."""
+    slots, length = group.slots, group.length
+    if isinstance(slots, Grid):
+        return _side_by_side(k, slots, length, share), _side_by_side(v, slots, length, share)
+    room_k, room_v = rooms(k, v, length) if q.is_cpu and not torch.is_grad_enabled() else (None, None)
+    keys, values = _gather(k, slots, length, room_k), _gather(v, slots, length, room_v)
+    return keys.transpose(0, 1).expand(-1, share, -1, -1), values.transpose(0, 1).expand(-1, share, -1, -1)
+
+
+def _side_by_side(pool: Tensor, grid: Grid, length: int, share: int) -> Tensor:
+    (slot, head, one), (_, heads, dim) = pool.stride(), pool.shape
+    strides = (head, 0, grid.step * slot, one)
+    return pool.as_strided((heads, share, length, dim), strides, pool.storage_offset() + grid.first * slot)
 
 
 def _run(
@@ -96,8 +124,7 @@ def _pieces(rows: Tensor, k: Tensor, v: Tensor, group: Group, scale: float, soft
     step = group.entries
     if rows.device.type == "cpu":
         step = min(step, max(1, BLOCK_BYTES * torch.get_num_threads() // (length * k.shape[1] * k.shape[2] * k.itemsize)))
-    # What autograd may still need is not gathered over.
-    room_k, room_v = rooms(k, v, step * length) if rows.is_cpu and not torch.is_grad_enabled() else (None, None)
+    room_k, room_v = _rooms_for(rows, k, v, step * length)
     if step == group.entries:
         return _softmax(rows, _gather(k, slots, length, room_k), _gather(v, slots, length, room_v), bias, scale, softcap)
     results: list[tuple[Tensor, Tensor]] = []
@@ -106,6 +133,11 @@ def _pieces(rows: Tensor, k: Tensor, v: Tensor, group: Group, scale: float, soft
         keys, values = _gather(k, index, length, room_k), _gather(v, index, length, room_v)
         results.append(_softmax(some, keys, values, None if bias is None else bias[first : first + step], scale, softcap))
     return torch.cat([out for out, _ in results]), torch.cat([lse for _, lse in results])
+
+
+def _rooms_for(q: Tensor, k: Tensor, v: Tensor, slots: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Where to gather ``slots`` slots of K and V: over earlier ones on a CPU, but not what autograd may still need."""
+    return rooms(k, v, slots) if q.is_cpu and not torch.is_grad_enabled() else (None, None)
 
 
 def _in_place(pool: Tensor, group: Group) -> Tensor:
