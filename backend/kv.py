@@ -253,7 +253,7 @@ class Context:
         elif kept is not None:
             staged = self._slots[first : first + self.pending].copy()
             thrown = np.ones(len(staged), np.bool_)
-            if self.pool.compact:  # what is kept moves to the front, and the slots of a text stay side by side
+            if self.pool.compact and count:  # what is kept moves to the front, and the slots of a text stay side by side
                 there = int((kept == np.arange(count)).argmin())
                 self.pool.move(staged[kept[there:]], staged[there:count])
                 thrown[:count] = False

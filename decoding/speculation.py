@@ -23,7 +23,7 @@ from . import acceptance
 from .pace import WATCHED, Pace
 from .sampling import Nodes, Sampler
 from .source import Source
-from .tree import Tree, above, best, flatten, merge
+from .tree import Tree, above, best, flatten, merge, tensor
 
 
 @dataclass(slots=True)
@@ -184,7 +184,7 @@ class Speculation(Decoder):
             kept_ends.append(len(kept))
         self._learn(rows, lines, tokens)
         logprobs = None if drawn.logprobs is None else drawn.logprobs[torch.tensor(places, device=drawn.logprobs.device)]
-        return Decision(torch.tensor(emitted), torch.tensor(ends), torch.tensor(kept), torch.tensor(kept_ends),
+        return Decision(tensor(emitted), tensor(ends), tensor(kept), tensor(kept_ends),
                         logprobs=logprobs, failed=failed)  # fmt: skip
 
     # ---- learning -------------------------------------------------------------------------------------------------------

@@ -66,7 +66,11 @@ def test_single_tokens_take_the_short_way_to_the_same_tables(pool: KVPool) -> No
     assert placed.views.stored_positions().tolist() == [0, 1, 2, 20, 0, 21, 0, 1, 2, 3, 4, 22]
 
 
-def test_a_tree(pool: KVPool) -> None:
+@pytest.mark.parametrize("compact", [True, False])
+def test_a_tree(pool: KVPool, compact: bool) -> None:
+    pool.compact = compact
+    for i, tensor in enumerate((*pool.k, *pool.v)):
+        tensor.copy_((100 * i + torch.arange(pool.size)).view(-1, 1, 1).expand(tensor.shape))
     context, neighbour = filled(pool, 4), filled(pool, 1)
     batch = TokenBatch(pool, [Row(neighbour, [1]), Row(context, [10, 11, 12, 13, 14], parents=[-1, 0, 0, 2, 1])])
     assert batch.positions.tolist() == [1, 4, 5, 5, 6, 6]
@@ -75,7 +79,10 @@ def test_a_tree(pool: KVPool) -> None:
     staged = context.staged.copy()
     batch.commit([None, np.array([0, 2, 3])])
     assert context.ids == [0, 1, 2, 3, 10, 12, 13]
-    assert context.slots.tolist() == [*staged[:4], staged[4], staged[6], staged[7]]
+    held = [*staged[:4], staged[4], staged[6], staged[7]]
+    assert context.slots.tolist() == (staged[:7].tolist() if compact else held)
+    for i, tensor in enumerate((*pool.k, *pool.v)):
+        assert tensor[context.slots, 0, 0].tolist() == [100 * i + slot for slot in held], "as it was computed, wherever it is"
     assert context.stored_positions().tolist() == list(range(7))
     assert context.plain
     assert pool.used == 7 + 2

@@ -144,10 +144,9 @@ def test_an_answer_asked_for_again_takes_few_forwards(index: Any) -> None:
 def test_requests_that_run_side_by_side_draft_for_each_other_once_they_end() -> None:
     """Twelve equal requests, of which only the first few are in the dark."""
     decoder = ft.Lookahead(12, adaptive=False)
-    asked = [(PROMPT, RUN) for _ in range(12)]
     with Audited(chaos(), decoder, kv_slots=4000, max_rows=4) as engine:
-        outs = together(engine, asked)
-        agree(outs, plain(chaos(), asked))
+        outs = engine.generate([PROMPT] * 12, **RUN)
+        agree(outs, plain(chaos(), [(PROMPT, RUN)] * 12))
         forwards = sorted(out[0].cost.forwards for out in outs)
         assert forwards[8:] == [30] * 4
         assert max(forwards[:8]) < 8
