@@ -104,6 +104,8 @@ class Request:
     include_stop: bool
     logprobs: Logprobs | None
     seed: int
+    first: int = 0
+    """Number of the first sample: with the same seed, a sample of one number is the same text whoever asks for it."""
     sink: Callable[[Piece], None] | None = None
     future: Future[list[Completion]] = field(default_factory=Future)
     results: dict[int, Completion] = field(default_factory=dict)
@@ -115,11 +117,13 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValueError("an empty prompt: there is nothing to continue (give at least one token, such as BOS)")
-        for name in ("n", "max_tokens", "min_tokens", "seed"):
+        for name in ("n", "max_tokens", "min_tokens", "seed", "first"):
             if isinstance(value := getattr(self, name), bool) or not isinstance(value, int):
                 raise TypeError(f"{name}={value!r}: a whole number, not {type(value).__name__}")
         if self.n < 1:
             raise ValueError(f"n={self.n}: at least 1")
+        if self.first < 0:
+            raise ValueError(f"first={self.first}: at least 0")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens={self.max_tokens}: at least 1")
         if not 0 <= self.min_tokens <= self.max_tokens:

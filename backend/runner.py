@@ -84,7 +84,7 @@ class Runner:
 
     def add(self, request: Request) -> None:
         """Queue all samples of ``request``."""
-        for index in range(request.n):
+        for index in range(request.first, request.first + request.n):
             self.scheduler.add(Sample(request, index, stream=open_stream(request, self.model.text)))
 
     def step(self) -> bool:
@@ -275,7 +275,7 @@ class Runner:
         if request.sink is not None:
             request.sink(show(sample, completion))
         if len(request.results) == request.n:
-            request.future.set_result([request.results[i] for i in range(request.n)])
+            request.future.set_result([request.results[i] for i in sorted(request.results)])
 
 
 def _batch_rows(rows: list[Row], draft: Draft | None, chunks: list[Chunk]) -> list[calls.Row]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from ..backend.model import Model
 from ..backend.request import Row
-from .index import Index, Line
+from .index import BORDER, Index, Line
 from .posting import Posting
 from .source import Source
 from .speculation import Speculation
@@ -47,9 +47,11 @@ class History(Source):
 
     def stop(self, row: Row, finished: bool) -> None:
         keep = finished and self.remember and bool(row.output)
-        if keep or id(row) in self._lines:
+        if id(row) in self._lines:
             self._line(row).close(remember=keep)
             del self._lines[id(row)]
+        elif keep:  # nothing was ever drafted for it: no line is made for its own sake
+            self.index.observe([*row.prompt[-BORDER:], *row.output])
 
 
 class Lookahead(Speculation):

@@ -18,6 +18,8 @@ from .tree import Tree
 
 AGAIN = 64
 """The size to ask a source for is reckoned anew every so many steps, and when the number of rows changes."""
+TRIED = 64
+"""Rows that were drafted for until what that gained counts more than what was expected of it."""
 WASTE = 0.02
 """Share of the time that a source which does not pay may cost, to see whether it still does not."""
 FIRST = 8
@@ -25,12 +27,12 @@ FIRST = 8
 SHAPES = 16
 """Proposals remembered, one a row."""
 WATCHED = 4
-"""Rows of a step that acceptance is learnt from, at most."""
+"""Rows of a step that acceptance is learnt from, and that a source which does not pay is asked for, at most."""
 RATE = 0.03
 """Weight of a new observation, once there are many."""
 GRID: list[int] = [*range(1, 16), *(m << e for e in range(1, 10) for m in range(8, 16))]
 """Sizes that times are learnt at: all to 16, then eight an octave."""
-MARGIN = 0.03
+MARGIN = 0.1
 """Drafts must promise so many tokens a row, or the noise of what is learnt would be chased."""
 BINS = 16
 """Of scores, two an octave."""
@@ -60,12 +62,12 @@ class Curve:
     def __init__(self, proportional: bool = False) -> None:
         self._proportional = proportional
         self._recent: dict[int, deque[float]] = {}
-        self._quartile: dict[int, float] = {}
+        self._median: dict[int, float] = {}
         self._known: dict[int, float] = {}
         self._sizes: list[int] = []
 
     def add(self, size: int, seconds: float) -> None:
-        """One observation. What counts is the lower quartile of the last ones: the machine's hiccups are not the size's fault."""
+        """One observation. What counts is the median of the last ones: the machine's hiccups are not the size's fault."""
         at = _near(size)
         recent = self._recent.get(at)
         if recent is None:
@@ -73,10 +75,10 @@ class Curve:
             recent = self._recent[at] = deque([hopeful] if hopeful else [], maxlen=16)
             self._sizes = sorted(self._recent)
         recent.append(seconds)
-        self._quartile[at] = sorted(recent)[len(recent) // 4]
+        self._median[at] = sorted(recent)[(len(recent) - 1) // 2]
         least = math.inf
         for other in reversed(self._sizes):  # more tokens take no less time, whatever was seen
-            least = self._known[other] = min(least, self._quartile[other])
+            least = self._known[other] = min(least, self._median[other])
 
     def seen(self, size: int) -> int:
         """How much is known of such a size, up to 16."""
@@ -126,7 +128,7 @@ class Record:
         self.probing = False
         """Whether it was asked only to see whether it still does not pay: then all it has is verified."""
         self.rows = 0
-        """For so many rows ``size`` is the best one, and nodes that score below ``least`` do not pay."""
+        """Octave of rows for which ``size`` is the best one, and nodes that score below ``least`` do not pay."""
         self.size = 0
         self.least = 0.0
         self._cells = [[_Mean(2.0 ** -((i + 0.5) / 2), 4) for i in range(BINS)] for _ in range(DEPTHS)]
@@ -192,12 +194,15 @@ class Pace:
 
     def __init__(self, sources: int, most: int) -> None:
         self.plain = Curve()
-        self.step = Curve()
-        """T(q): seconds of a step by new tokens in the call, proposals left out; of steps without drafts, and of those with."""
+        """T(q): seconds of a step without drafts by new tokens in the call, which are its rows."""
+        self._steps: dict[int, Curve] = {}
         self.records = [Record() for _ in range(sources)]
         self.most = most
         self._sizes = [size for size in (1, *(m << e for e in range(12) for m in (2, 3))) if size < most] + [most]
         self._rates: dict[int, _Mean] = {}
+        self._whole: dict[int, Curve] = {}
+        self._gains: dict[int, _Mean] = {}
+        """By octave of rows: tokens that steps gained by asking sources, over what their time gives without drafts."""
 
     def rate(self, rows: int) -> float:
         """Tokens per second that can be had in steps of so many rows: what was lately, and no less than without drafts."""
@@ -206,17 +211,27 @@ class Pace:
 
     def count(self, rows: int, called: int, emitted: int, seconds: float, asking: float) -> None:
         """A step of ``rows`` rows and ``called`` new tokens in the call is over; proposals took ``asking`` seconds more."""
-        (self.step if called > rows else self.plain).add(called, seconds)
+        (self.step(rows) if called > rows else self.plain).add(called, seconds)
         self._rates.setdefault(_near(rows), _Mean()).add((seconds + asking) / emitted)
+        if asking and not any(record.probing for record in self.records):
+            whole = self._whole.setdefault(rows.bit_length(), Curve())
+            whole.add(called, seconds + asking)
+            spent = min(seconds + asking, 2 * whole(called))  # hiccups do not count
+            self._gains.setdefault(rows.bit_length(), _Mean()).add(emitted - spent * rows / (self.plain(rows) or seconds))
 
-    def time(self, tokens: float) -> float:
-        """Expected seconds of a step with drafts and so many new tokens."""
-        least = self.step.smallest
+    def step(self, rows: int) -> Curve:
+        """T(q) with drafts, proposals left out, for about so many rows: q tokens of many rows take longer than of few."""
+        return self._steps.setdefault(rows.bit_length(), Curve())
+
+    def time(self, rows: int, tokens: float) -> float:
+        """Expected seconds of a step of ``rows`` rows with drafts and so many new tokens."""
+        step = self.step(rows)
+        least = step.smallest
         if not least:
             return self.plain(tokens)
         if tokens >= least:
-            return self.step(tokens)
-        return self.plain(tokens) + max(0.0, self.step(least) - self.plain(least))
+            return step(tokens)
+        return self.plain(tokens) + max(0.0, step(least) - self.plain(least))
 
     def plan(self, source: int, rows: int) -> int:
         """Nodes a row to ask of ``source`` in a step of ``rows`` rows; 0 when it does not pay."""
@@ -228,12 +243,18 @@ class Pace:
             record.probing = True
             return min(FIRST, self.most)
         record.turns += 1
-        if record.rows != _near(rows) or record.turns % AGAIN == 0:
-            record.rows, record.size, record.least = _near(rows), self._size(record, rows), self._least(record, rows)
+        gain = self._gains.get(rows.bit_length())
+        if gain is not None and gain.count * rows >= TRIED and gain.count > 3 and gain.value < 0:  # whatever was expected
+            if record.turns % AGAIN:
+                return 0
+            del self._gains[rows.bit_length()]
+        if record.rows != rows.bit_length() or record.turns % AGAIN == 0:
+            record.rows, record.size, record.least = rows.bit_length(), self._size(record, rows), self._least(record, rows)
         record.idle += 1
         if not record.size:
             nodes = min(FIRST, self.most)
-            price = record.cost(rows * nodes) + self.time(rows * (1 + nodes)) - self.plain(rows)
+            some = nodes * min(rows, WATCHED)
+            price = record.cost(some) + self.time(rows, rows + some) - self.plain(rows)
             if record.idle * self.plain(rows) * WASTE < price:
                 return 0
             record.probing = True
@@ -247,7 +268,7 @@ class Pace:
 
     def _size(self, record: Record, rows: int) -> int:
         """The size that gains most tokens a step, its time counted as the tokens it would give elsewhere."""
-        best, most, rate, outlook = 0, 0.0, self.rate(rows), record.outlook()
+        best, most, rate, outlook = 0, MARGIN * rows, self.rate(rows), record.outlook()
         for nodes in self._sizes:
             cut = [_stretch(values, asked, nodes) for asked, values in outlook]
             steps = [sorted(chain(*cut[i : i + rows]), reverse=True) for i in range(0, len(cut), rows)]
@@ -264,13 +285,13 @@ class Pace:
         the row's drafts lately. ``weight``: how many nodes each stands for.
         """
         rate, base = self.rate(rows), self.plain(rows)
-        largest = max(self.step.largest, self.plain.largest)
+        largest = max(self.step(rows).largest, self.plain.largest)
         last = min(len(values), int(max(4, 2 * largest - rows) / weight))  # no leap into the unknown
         best, most, total = 0, MARGIN * rows, 0.0
         for k, value in enumerate(values[:last], 1):
             total += value
             if k == last or k + rows in _ON_GRID:
-                gained = weight * total - rate * (self.time(rows + weight * k) - base)
+                gained = weight * total - rate * (self.time(rows, rows + weight * k) - base)
                 if gained > most:
                     best, most = k, gained
         return best, most if best else 0.0
@@ -283,7 +304,7 @@ class Pace:
     def _least(self, record: Record, rows: int) -> float:
         """The score of a node that is worth what it costs to propose and to verify."""
         some = FIRST // 2
-        verified = self.time(rows * (1 + 2 * some)) - self.time(rows * (1 + some))
+        verified = self.time(rows, rows * (1 + 2 * some)) - self.time(rows, rows * (1 + some))
         price = (verified + record.cost(rows * 2 * some) - record.cost(rows * some)) / (rows * some)
         return record.score(self.rate(rows) * price)
 

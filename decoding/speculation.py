@@ -89,11 +89,13 @@ class Speculation(Decoder):
     def draft(self, rows: Sequence[Row], budget: int) -> Draft | None:
         self._close_round(time.perf_counter())
         start = time.perf_counter()
-        depths = [self._depth(row) for row in rows]
-        asked = [0] * len(self.sources)
         proposed: list[list[Tree] | None] = [None] * len(self.sources)
-        if budget > 0 and any(depth > 0 for depth in depths):
-            asked = [self.pace.plan(s, len(rows)) if self.adaptive else self.draft_tokens for s in range(len(self.sources))]
+        asked = [self.pace.plan(s, len(rows)) if self.adaptive else self.draft_tokens for s in range(len(self.sources))]
+        if budget < 1 or not any(asked):
+            self._round = _Round(list(rows), proposed, [], len(rows), time.perf_counter(), 0.0)
+            return None
+        depths = [self._depth(row) for row in rows]
+        if any(depth > 0 for depth in depths):
             proposed = [self._ask(s, nodes, rows, depths) if nodes else None for s, nodes in enumerate(asked)]
         trees = self._cut(rows, proposed, depths, budget)
         draft = flatten(trees)
@@ -108,14 +110,17 @@ class Speculation(Decoder):
 
     def _ask(self, s: int, nodes: int, rows: Sequence[Row], depths: Sequence[int]) -> list[Tree]:
         """The trees of source ``s``."""
+        if self.pace.records[s].probing and len(rows) > WATCHED:
+            some = set(self._watched(len(rows)))
+            depths = [depth if i in some else 0 for i, depth in enumerate(depths)]
         start = time.perf_counter()
         trees = self.sources[s].propose(rows, nodes, depths, self.pace.floor(s) if self.adaptive else 0.0)
         for tree in trees:
             tree.sources = [1 << s] * len(tree)
         record = self.pace.records[s]
         if self.adaptive:
-            record.trees.extend((nodes, tree) for tree in trees[:WATCHED])
-        record.cost.add(nodes * len(rows), time.perf_counter() - start - self.sources[s].late)
+            record.trees.extend((nodes, trees[i]) for i in self._watched(len(rows)))
+        record.cost.add(nodes * sum(depth > 0 for depth in depths), time.perf_counter() - start - self.sources[s].late)
         return trees
 
     def _cut(
@@ -206,13 +211,18 @@ class Speculation(Decoder):
         step.known = True
         if tokens == step.tokens:  # else prompts were computed too, and its time says nothing
             step.emitted = sum(len(line) for line in lines[: len(step.rows)])
-        self._turn = (self._turn + WATCHED) % max(1, len(step.rows))
-        for i in [(self._turn + k) % len(step.rows) for k in range(min(WATCHED, len(step.rows)))]:
+        watched = self._watched(len(step.rows))
+        self._turn += WATCHED
+        for i in watched:
             for record, trees in zip(self.pace.records, step.proposed, strict=True):
                 if trees is not None and trees[i]:
                     expected, accepted = record.learn(trees[i], step.verified[i], lines[i])
                     before = self._luck.get(id(step.rows[i]), (0.0, 0.0))
                     self._luck[id(step.rows[i])] = 0.95 * before[0] + accepted, 0.95 * before[1] + expected
+
+    def _watched(self, rows: int) -> list[int]:
+        """The rows that are learnt from in the step under way: others in the next."""
+        return [(self._turn + k) % rows for k in range(min(WATCHED, rows))]
 
     def preempt(self, row: Row) -> None:
         for source in self.sources:

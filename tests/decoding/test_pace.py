@@ -378,7 +378,7 @@ def test_what_is_verified_is_what_gains_most(rows: int) -> None:
         step: Seconds = lambda q, slope=slope: 0.01 + slope * q  # noqa: E731
         for _ in range(20):
             for q in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128):
-                pace.step.add(q, step(q))
+                pace.step(rows).add(q, step(q))
         values = sorted(rng.uniform(0, 1, 40).tolist(), reverse=True)
         count, gained = pace.choose(values, rows)
         per_token = pace.rate(rows)
@@ -399,7 +399,7 @@ def test_nodes_that_cost_more_than_they_give_are_below_the_floor() -> None:
     assert pace.floor(0) == 0, "nothing is known, everything is tried"
     for _ in range(20):
         for nodes in range(1, 9):
-            pace.step.add(1 + nodes, 1 + 0.1 * nodes)
+            pace.step(1).add(1 + nodes, 1 + 0.1 * nodes)
             record.cost.add(nodes, 0.3 * nodes)
         pace.plain.add(1, 1.0)
         record.trees.append((8, Tree.chain(range(8), [0.9**i for i in range(1, 9)])))
