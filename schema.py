@@ -167,6 +167,9 @@ class Verdict(Json):
     reason: str = ""
     verifier: str = ""
     cost: Cost = Cost()
+    answer: str | None = None
+    """What was read as the candidate's answer, in a form that equal answers share where that can be told: votes go by it."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
     _nested = {"cost": Cost.from_json}
 

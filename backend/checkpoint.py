@@ -73,7 +73,7 @@ class _Files(Mapping[str, Tensor]):
         from safetensors import SafetensorError, safe_open
 
         self._files: dict[str, Any] = {}
-        for file in _files(path):
+        for file in safetensors_files(path):
             if not file.exists():
                 pickles = sorted(p.name for p in path.glob("*.bin"))
                 hint = f"; {', '.join(pickles)}: pickles, and only safetensors are read" if pickles else ""
@@ -95,7 +95,7 @@ class _Files(Mapping[str, Tensor]):
         return len(self._files)
 
 
-def _files(path: Path) -> list[Path]:
+def safetensors_files(path: Path) -> list[Path]:
     """The safetensors files of a checkpoint folder; whether they exist is not checked."""
     index = path / "model.safetensors.index.json"
     if not index.exists():

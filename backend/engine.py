@@ -51,7 +51,7 @@ class Engine(Generator):
         if prefill_tokens < 1 or max_rows < 1:
             raise ValueError(f"prefill_tokens={prefill_tokens}, max_rows={max_rows}: at least 1")
         decoder.bind(model)
-        self.model, self.decoder = model, decoder
+        self.model, self.decoder, self.max_rows = model, decoder, max_rows
         self.pool: KVPool = model.new_pool(_default_slots(model) if kv_slots is None else kv_slots)
         self._runner = Runner(model, decoder, self.pool, prefill_tokens, max_rows)
         self._inbox: deque[Callable[[], None]] = deque()

@@ -6,19 +6,22 @@ defaults, and says what is missing where something is. Safetensors only. Not her
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..kernels.attention import choose
-from .checkpoint import Checkpoint, read_json
+from .checkpoint import Checkpoint, read_json, safetensors_files
 from .model import Defaults, Model
 from .text import Text
 from .transformer import Transformer, supports
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "nano" / "weights"
 WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.txt", "*.model", "*.tiktoken")
+END_BYTES = 1 << 20
+"""Of a weights file, what its hash reads at either end."""
 UNWANTED = ("onnx/*", "original/*", "consolidated*")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
@@ -56,6 +59,23 @@ def load(
 
     return Adapter.load(path, config, name=name, device=where, dtype=kind, device_map=device_map, defaults=defaults, text=text,
                         trust_remote_code=trust_remote_code, impl=impl)  # fmt: skip
+
+
+def weights_hash(name_or_path: str | Path) -> str:
+    """What tells checkpoints apart: sha256 over the config and, of each weights file, its size, header and both ends.
+
+    Reads some megabytes, whatever the model's size: it finds another checkpoint or revision, not a forgery.
+    """
+    _, path = _find(name_or_path, code=False)
+    digest = hashlib.sha256((path / "config.json").read_bytes())
+    for file in safetensors_files(path):
+        with open(file, "rb") as data:
+            size = data.seek(0, 2)
+            digest.update(f"{file.name}:{size}".encode())
+            for begin in (0, max(0, size - END_BYTES)):
+                data.seek(begin)
+                digest.update(data.read(END_BYTES))
+    return digest.hexdigest()
 
 
 def _find(name_or_path: str | Path, code: bool) -> tuple[str, Path]:

@@ -25,6 +25,7 @@ Better reasoning and faster decoding at inference time, without retraining the m
 
   forethought demo                     the built-in models at work, in a minute
   forethought solve "QUESTION"         one question, streamed, with its bill
+  forethought eval                     a strategy on a task, resumable, with intervals
   forethought bench                    tokens per second of each decoder
   forethought doctor                   versions, devices, kernels, memory bandwidth
 """
@@ -41,6 +42,18 @@ examples:
   forethought solve "…" model=./my-checkpoint model.device=cuda model.dtype=bfloat16
   forethought solve "…" --multirun model=nano,nano-draft sampling.temperature=0,0.8
   echo "…" | forethought solve - --json"""
+
+EVAL = """\
+values (KEY=VALUE):
+  task.count, strategy.n, strategy.select, run.path, run.problems, run.ks, seed, max_tokens,
+  sampling.temperature, sampling.top_p, model.device (auto, cpu, cuda), …
+
+examples:
+  forethought eval task=nano_math strategy=best_of_n strategy.n=64
+  forethought eval decoder=speculative strategy.n=8 run.problems=50 run.path=runs/try
+  forethought eval --multirun model=nano,nano-draft strategy.select=majority,likelihood
+
+The same command goes on where it was, draw by draw, also after kill -9. A folder takes one run."""
 
 BENCH = """\
 values (KEY=VALUE):
@@ -102,7 +115,7 @@ def _run(arguments: list[str]) -> int:
     if unknown := [word for word in left if word.startswith("-")]:
         raise ValueError(f"unknown option {unknown[0]} (forethought {args.command} --help)")
     commands: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
-        "solve": _solve, "bench": _bench, "demo": _demo, "doctor": _doctor,
+        "solve": _solve, "eval": _eval, "bench": _bench, "demo": _demo, "doctor": _doctor,
     }  # fmt: skip
     return commands[args.command](args, left)
 
@@ -112,6 +125,12 @@ def _solve(args: argparse.Namespace, left: list[str]) -> int:
     with waiting("starting …"):
         from .solve import solve
     return solve(args.question, [*args.overrides, *left], multirun=args.multirun, as_json=args.json)
+
+
+def _eval(args: argparse.Namespace, left: list[str]) -> int:
+    with waiting("starting …"):
+        from .evaluate import evaluate
+    return evaluate([*args.overrides, *left], multirun=args.multirun)
 
 
 def _bench(args: argparse.Namespace, left: list[str]) -> int:
@@ -160,12 +179,14 @@ def _parser() -> argparse.ArgumentParser:
 
     solve = command("solve", "ask a model one question, watch it reason", _options("model", "decoder", "sampling") + SOLVE)
     solve.add_argument("question", help="in quotes; - reads it from standard input")
+    about = "measure a strategy on a task; resumable"
+    evaluate = command("eval", about, _options("task", "strategy", "model", "decoder", "sampling") + EVAL)
     bench = command("bench", "measure tokens per second of each decoder on one model", _options("model", "decoder") + BENCH)
     demo = command("demo", "watch the built-in models solve problems", _options("decoder", "sampling") + DEMO)
     doctor = command("doctor", "show versions, devices, kernels, memory bandwidth")
-    for each in (solve, bench, demo):
+    for each in (solve, evaluate, bench, demo):
         each.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings, in Hydra's syntax")
-    for each in (solve, bench):
+    for each in (solve, evaluate, bench):
         each.add_argument("-m", "--multirun", action="store_true", help="run every combination of the values listed, a,b,c")
     for each in (solve, doctor):
         each.add_argument("--json", action="store_true", help="print one JSON object instead")

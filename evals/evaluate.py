@@ -1,0 +1,221 @@
+"""``forethought eval``: a strategy on a task, in a folder that survives kill -9 and goes on exactly where it was.
+
+Every draw is one line of ``samples.jsonl``, made from a seed of the run, the problem and its number alone; every judgement of one
+is a line of ``verdicts.jsonl``. What is there is never drawn or judged again. Selection never sees the truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from ..backend.engine import Engine
+from ..backend.load import weights_hash
+from ..schema import Completion, Problem, Solution, Verdict
+from ..search.strategy import Draws, Strategy, seed_of
+from ..verifiers.verifier import Verifier
+from . import machine
+from .config import build, compose, expand, options
+from .folder import RunFolder
+from .results import Results, show
+from .solve import load
+from .tasks.task import Task
+
+AHEAD = 2
+"""Problems are begun as long as fewer draws are under way than so many times what the engine decodes at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Where a run is kept, how much of the task it covers, and the k of its curves."""
+
+    path: str | None = None
+    problems: int | None = None
+    ks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
+
+    def __post_init__(self) -> None:
+        if self.problems is not None and (isinstance(self.problems, bool) or not isinstance(self.problems, int) or self.problems < 1):
+            raise ValueError(f"run.problems={self.problems!r}: a whole number of at least 1, or null for all")
+        if not self.ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.ks):
+            raise ValueError(f"run.ks={self.ks!r}: a list of whole numbers of at least 1")
+
+
+@dataclass(slots=True)
+class Split:
+    """Where the time of a run went; seconds."""
+
+    sampling: float = 0.0
+    """From a problem's first request to its last answer, summed over problems that overlap."""
+    verifying: float = 0.0
+    writing: float = 0.0
+    wall: float = 0.0
+    draws: int = 0
+    tokens: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    """Of what the truth said."""
+
+
+def evaluate(overrides: Sequence[str], *, multirun: bool = False) -> int:
+    """The exit code: 0, or 130 after Ctrl-C. Every combination of a sweep is composed before the first one runs."""
+    runs = expand(overrides) if multirun else [list(overrides)]
+    for run, config in zip(runs, [compose("eval", run) for run in runs], strict=True):
+        if multirun:
+            print("── " + (" ".join(run) or "defaults"), flush=True)
+        results = evaluate_one(config)
+        if results is None:
+            return 130
+        print(show(results), flush=True)
+    return 0
+
+
+def evaluate_one(config: DictConfig) -> Results | None:
+    """One run, new or gone on with; None when interrupted."""
+    plan: Run = build(config.run)
+    given, task = options(config), build(config.task)
+    seed = given.pop("seed", None)
+    if seed is None:
+        raise ValueError("seed=null: a run is made from its seed, give a whole number")
+    problems = list(task.problems())[: plan.problems]
+    what = _identity(config)
+    make: partial[Strategy] = build(config.strategy)
+    decoder, model = build(config.decoder), load(config)
+    path = Path(plan.path or f"runs/{task.name}-{model.info.name}-{_short(what)}")
+    with RunFolder(path, what) as folder, Engine(model, decoder) as engine:
+        folder.write("config.yaml", yaml.safe_dump(OmegaConf.to_container(config), sort_keys=False, allow_unicode=True))
+        folder.write("environment.json", json.dumps(machine.describe(str(model.info.device)), indent=1) + "\n")
+        strategy = make(engine, ask=partial(_ask, task, chat=_chats(model)), read=task.read, **given)
+        work = _Work(folder, task, strategy, task.truth(), seed)
+        start = time.perf_counter()
+        try:
+            asyncio.run(work.all(problems, _at_once(strategy, engine)))
+        except KeyboardInterrupt:
+            return None
+        work.split.wall = time.perf_counter() - start
+        results = Results.of(path, plan.ks, parameters=model.info.parameters, split=_timing(work.split, engine))
+        folder.write("results.json", json.dumps(results.to_json(), indent=1) + "\n")
+    return results
+
+
+class _Work:
+    """What is there of a run, and how the rest comes about."""
+
+    def __init__(self, folder: RunFolder, task: Task, strategy: Strategy, truth: Verifier, seed: int) -> None:
+        self.folder, self.task, self.strategy, self.truth, self.seed = folder, task, strategy, truth, seed
+        self.split = Split()
+        self._known: dict[str, dict[int, Completion]] = {}
+        for row in folder.read("samples"):
+            self._known.setdefault(row["problem"], {})[row["index"]] = Completion.from_json(row["completion"])
+        self._judged = {(row["problem"], row["index"]) for row in folder.read("verdicts") if row["verifier"] == truth.name}
+        self._solved = {row["problem_id"] for row in folder.read("solutions")}
+
+    async def all(self, problems: Sequence[Problem], at_once: int) -> None:
+        """Everything that is not there yet."""
+        gate = asyncio.Semaphore(at_once)
+        rest = [problem for problem in problems if problem.id not in self._solved]
+        with tqdm(total=len(problems), initial=len(problems) - len(rest), unit="problem", leave=False, disable=None) as bar:
+
+            async def one(problem: Problem) -> None:
+                async with gate:
+                    await self._solve(problem)
+                bar.update()
+                counts = self.split.counts
+                bar.set_postfix_str(
+                    f"{self.split.tokens / max(1e-9, bar.format_dict['elapsed']):.0f} tokens/s, "
+                    f"{counts['correct'] / max(1, counts.total()):.1%} of draws right"
+                )
+
+            async with asyncio.TaskGroup() as group:
+                for problem in rest:
+                    group.create_task(one(problem))
+
+    async def _solve(self, problem: Problem) -> None:
+        new: list[Completion] = []
+        seed = seed_of(self.seed, problem.id)
+        begin = time.perf_counter()
+        solution = await self.strategy.asolve(problem, Draws(seed, self._known.get(problem.id, {}), new.append))
+        self.split.sampling += time.perf_counter() - begin
+        self.split.draws += len(new)
+        self.split.tokens += sum(completion.cost.kept for completion in new)
+        self._append("samples", [_sample(problem, completion) for completion in new])
+        completions = [candidate.completion for candidate in solution.candidates if candidate.completion is not None]
+        todo = [completion for completion in completions if (problem.id, completion.index) not in self._judged]
+        begin = time.perf_counter()
+        verdicts = await self.truth.ajudge(problem, [completion.text for completion in todo])
+        self.split.verifying += time.perf_counter() - begin
+        self.split.counts.update(verdict.status for verdict in verdicts)
+        self._append("verdicts", [_verdict(problem, *pair) for pair in zip(todo, verdicts, strict=True)])
+        self._append("solutions", [_solution(problem, solution)])
+
+    def _append(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        begin = time.perf_counter()
+        self.folder.append(name, rows)
+        self.split.writing += time.perf_counter() - begin
+
+
+def _sample(problem: Problem, completion: Completion) -> dict[str, Any]:
+    return {"problem": problem.id, "index": completion.index, "seed": completion.seed, "level": problem.level,
+            "completion": completion.to_json()}  # fmt: skip
+
+
+def _verdict(problem: Problem, completion: Completion, verdict: Verdict) -> dict[str, Any]:
+    return {"problem": problem.id, "index": completion.index} | verdict.to_json()
+
+
+def _solution(problem: Problem, solution: Solution) -> dict[str, Any]:
+    """The choice alone: what was chosen from is in the samples."""
+    candidates = [
+        {"index": None if c.completion is None else c.completion.index, "answer": c.answer, "score": c.score}
+        for c in solution.candidates
+    ]
+    short = Solution(solution.problem_id, solution.answer, [], solution.chosen, solution.cost, solution.meta)
+    return short.to_json() | {"candidates": candidates, "question": problem.question, "gold": problem.answer, "level": problem.level}
+
+
+def _ask(task: Task, problem: Problem, *, chat: bool) -> Any:
+    text = task.prompt.replace("{question}", problem.question)
+    return [{"role": "user", "content": text}] if chat else text
+
+
+def _chats(model: Any) -> bool:
+    if model.text is None:
+        raise ValueError(f"{model.info.name} has no tokenizer, so it cannot be asked in words")
+    return bool(model.text.tokenizer.chat_template)
+
+
+def _identity(config: DictConfig) -> dict[str, Any]:
+    """What makes a run this run: all of its config but where it is kept and how it is shown, and the weights."""
+    plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    kept = {key: value for key, value in plain.items() if key != "run"}
+    return {"config": kept, "weights": weights_hash(config.model.name_or_path)}
+
+
+def _short(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _at_once(strategy: Strategy, engine: Engine) -> int:
+    """Problems under way at a time: enough that no row of the engine ever waits for the next one to begin."""
+    return max(2, -(-AHEAD * engine.max_rows // strategy.width))
+
+
+def _timing(split: Split, engine: Engine) -> dict[str, float]:
+    cost = engine.cost
+    return {
+        "wall_seconds": split.wall, "verifying_seconds": split.verifying, "writing_seconds": split.writing,
+        "draws": split.draws, "tokens": split.tokens, "forwards": cost.forwards,
+        "tokens_per_second": split.tokens / split.wall if split.wall else 0.0,
+    }  # fmt: skip
+
+
