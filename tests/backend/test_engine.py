@@ -122,6 +122,11 @@ def test_sample_i_is_the_same_whatever_n_is() -> None:
         assert ids(five)[:2] == ids(two)
         assert len({tuple(t) for t in ids(five)}) == 5, "samples are independent"
         assert [c.index for c in five] == [0, 1, 2, 3, 4]
+        late = engine.generate([1, 2], n=3, first=2, max_tokens=16, temperature=1.0, seed=4)
+        assert ids(late) == ids(five)[2:], "nor who asks for it"
+        assert [c.index for c in late] == [2, 3, 4]
+        with pytest.raises(ValueError, match="first=-1"):
+            engine.generate([1, 2], first=-1)
 
 
 def test_position_in_the_call_does_not_matter() -> None:

@@ -1,0 +1,185 @@
+"""Whole runs on the built-in models: what is on disk is what was drawn, once each, however often the run was cut off."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from forethought.backend.load import BUILT_IN, weights_hash
+from forethought.evals.cli import main
+from forethought.evals.config import compose
+from forethought.evals.estimators import pass_at_k
+from forethought.evals.evaluate import evaluate_one
+from forethought.evals.folder import read
+from forethought.evals.results import Results, problems_of
+from forethought.evals.tasks.nano_math import NanoMath
+from forethought.nano.problems import read_answer
+from forethought.search.strategy import seed_of
+
+SMALL = ["strategy.n=3", "run.problems=5", "max_tokens=96"]
+
+
+def run(path: Path, *overrides: str) -> Results:
+    results = evaluate_one(compose("eval", [*SMALL, f"run.path={path}", *overrides]))
+    assert results is not None
+    return results
+
+
+def rows(path: Path, name: str) -> list[dict[str, Any]]:
+    return list(read(path, name))
+
+
+def texts(path: Path) -> dict[tuple[str, int], tuple[int, list[int]]]:
+    """Draw -> (seed, tokens); each draw there once."""
+    found = {(r["problem"], r["index"]): (r["seed"], r["completion"]["token_ids"]) for r in rows(path, "samples")}
+    assert len(found) == len(rows(path, "samples")), "a draw twice"
+    return found
+
+
+def test_a_run_keeps_every_draw_and_judgement(tmp_path: Path) -> None:
+    results = run(tmp_path / "run")
+    problems = {problem.id: problem for problem in list(NanoMath().problems())[:5]}
+    drawn = texts(tmp_path / "run")
+    assert set(drawn) == {(p, i) for p in problems for i in range(3)}
+    assert all(seed == seed_of(0, p) for (p, _), (seed, _) in drawn.items())
+    assert len({tuple(tokens) for _, tokens in drawn.values()}) > 5
+    said = {(r["problem"], r["index"]): r for r in rows(tmp_path / "run", "verdicts")}
+    assert set(said) == set(drawn)
+    right: dict[str, int] = dict.fromkeys(problems, 0)
+    for row in rows(tmp_path / "run", "samples"):
+        answer = read_answer(row["completion"]["text"])
+        verdict = said[row["problem"], row["index"]]
+        assert verdict["answer"] == answer
+        expected = "unknown" if answer is None else "correct" if answer == problems[row["problem"]].answer else "wrong"
+        assert verdict["status"] == expected
+        right[row["problem"]] += expected == "correct"
+    assert sum(results.statuses.values()) == results.draws == 15
+    expected_curve = pass_at_k(3, np.array(list(right.values())), [1, 2]).mean(0)
+    assert [results.coverage[k].value for k in ("1", "2")] == pytest.approx(expected_curve.tolist())
+    assert results.accuracy is not None
+    assert results.accuracy.value == np.mean([p.right for p in problems_of(tmp_path / "run")])
+    assert results.flops > 0
+    stored = Results.from_json(json.loads((tmp_path / "run" / "results.json").read_text()))
+    assert stored.problems == 5
+
+
+def test_a_finished_run_draws_nothing_more(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = {name: (tmp_path / f"{name}.jsonl").read_bytes() for name in ("samples", "verdicts", "solutions")}
+    results = run(tmp_path)
+    assert results.timing["draws"] == 0
+    assert {name: (tmp_path / f"{name}.jsonl").read_bytes() for name in before} == before
+
+
+def test_more_problems_go_on_with_the_same_run(tmp_path: Path) -> None:
+    run(tmp_path / "a", "run.problems=2")
+    run(tmp_path / "a")
+    run(tmp_path / "b")
+    assert texts(tmp_path / "a") == texts(tmp_path / "b")
+
+
+def test_lost_lines_are_made_again_as_they_were(tmp_path: Path) -> None:
+    """Whatever tail of each file a crash took."""
+    run(tmp_path)
+    whole = {name: (tmp_path / f"{name}.jsonl").read_bytes() for name in ("samples", "verdicts", "solutions")}
+    expected, judged = texts(tmp_path), {json.dumps([r["problem"], r["index"], r["status"]]) for r in rows(tmp_path, "verdicts")}
+    draw = random.Random(0)
+    for _ in range(3):
+        kept = draw.randrange(len(whole["samples"]))
+        (tmp_path / "samples.jsonl").write_bytes(whole["samples"][:kept])
+        known = set(texts(tmp_path))
+        verdicts = [r for r in whole["verdicts"].splitlines(True) if (lambda v: (v["problem"], v["index"]) in known)(json.loads(r))]
+        (tmp_path / "verdicts.jsonl").write_bytes(b"".join(verdicts[: draw.randrange(len(verdicts) + 1)]))
+        (tmp_path / "solutions.jsonl").write_bytes(b"")
+        run(tmp_path)
+        assert texts(tmp_path) == expected
+        assert {json.dumps([r["problem"], r["index"], r["status"]]) for r in rows(tmp_path, "verdicts")} == judged
+        assert len(rows(tmp_path, "verdicts")) == len(judged)
+        assert len(rows(tmp_path, "solutions")) == 5
+
+
+def command(path: Path, problems: int) -> list[str]:
+    return [sys.executable, "-m", "forethought.evals.cli", "eval", "strategy.n=4", f"run.problems={problems}", f"run.path={path}",
+            "max_tokens=96"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_and_go_on(tmp_path: Path) -> None:
+    """Twenty times; then it ends as an undisturbed run does, every draw once, the same seeds and tokens."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    begin = time.monotonic()
+    subprocess.run(command(tmp_path / "calm", 120), check=True, capture_output=True, env=environment)
+    took = time.monotonic() - begin
+    draw, killed = random.Random(1), 0
+    for _ in range(20):
+        process = subprocess.Popen(
+            command(tmp_path / "killed", 120), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+        try:
+            process.wait(draw.uniform(0.1, 0.9) * took)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed >= 3
+    subprocess.run(command(tmp_path / "killed", 120), check=True, capture_output=True, env=environment)
+    calm, after = texts(tmp_path / "calm"), texts(tmp_path / "killed")
+    assert set(after) == set(calm)
+    assert {key: seed for key, (seed, _) in after.items()} == {key: seed for key, (seed, _) in calm.items()}
+    assert sum(after[key] != calm[key] for key in calm) <= 2, "but for ties in floating point"
+    assert len(rows(tmp_path / "killed", "solutions")) == 120
+
+
+def test_another_config_or_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, "run.problems=1")
+    with pytest.raises(ValueError, match=r"strategy\.n=3, now strategy\.n=4"):
+        run(tmp_path, "strategy.n=4")
+    with pytest.raises(ValueError, match="another (config|weights)"):
+        run(tmp_path, "model=nano-draft")
+    monkeypatch.setattr("forethought.evals.evaluate.weights_hash", lambda name: "other")
+    with pytest.raises(ValueError, match="another weights"):
+        run(tmp_path, "run.problems=1")
+
+
+def test_the_hash_of_weights_sees_another_checkpoint(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((BUILT_IN / "nano" / name).read_bytes())
+    same = weights_hash(tmp_path)
+    assert same == weights_hash("nano") != weights_hash("nano-draft")
+    data = bytearray((tmp_path / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(data)
+    assert weights_hash(tmp_path) != same
+
+
+def test_the_command_prints_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", *SMALL, "run.problems=2", f"run.path={tmp_path / 'x'}"]) == 0
+    printed = capsys.readouterr().out
+    for part in ("2 problems, 6 draws", "chosen answers right", "pass@k", "majority of k"):
+        assert part in printed
+    assert main(["eval", "strategy.n=0"]) == 2
+    assert "n=0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("run.problems=0", "run.problems=0"), ("run.ks=[0]", "run.ks"), ("task.count=0", "task.count=0"), ("task.levels=[9]", "task.levels"),
+     ("seed=null", "seed=null"), ("strategy.select=score", "verifier")],
+)  # fmt: skip
+def test_wrong_values_are_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, override)
+
+
+def test_the_task_validates() -> None:
+    assert NanoMath(50).validate() == 50

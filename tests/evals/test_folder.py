@@ -1,0 +1,114 @@
+"""A run's folder: complete lines are kept whatever happens, and nobody else writes into it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from forethought.evals.folder import FORMAT, RunFolder, identity, read
+
+WHAT = {"config": {"strategy": {"n": 8}, "seed": 0}, "weights": "abc"}
+
+
+def test_lines_come_back_in_order_over_several_openings(tmp_path: Path) -> None:
+    rows = [{"i": i, "text": text} for i, text in enumerate(["plain", "zwei\nZeilen", "\u2028 \x00 é 𝄞", "\ud800 alone", ""])]
+    with RunFolder(tmp_path / "deep" / "run", WHAT) as folder:
+        folder.append("samples", rows[:2])
+        assert list(folder.read("samples")) == rows[:2]
+        assert list(folder.read("verdicts")) == []
+    with RunFolder(tmp_path / "deep" / "run", WHAT) as folder:
+        folder.append("samples", [])
+        folder.append("samples", rows[2:])
+    assert list(read(tmp_path / "deep" / "run", "samples")) == rows
+    assert identity(tmp_path / "deep" / "run") == {"format": FORMAT, **WHAT}
+
+
+def test_a_torn_line_is_overlooked_and_cut_off(tmp_path: Path) -> None:
+    """At every byte at which a writer can have died."""
+    with RunFolder(tmp_path, WHAT) as folder:
+        folder.append("samples", [{"i": 0}, {"text": "é\n"}])
+    whole = (tmp_path / "samples.jsonl").read_bytes()
+    first = whole.index(b"\n") + 1
+    for end in range(len(whole) + 1):
+        (tmp_path / "samples.jsonl").write_bytes(whole[:end])
+        kept = [{"i": 0}, {"text": "é\n"}][: (end >= first) + (end == len(whole))]
+        assert list(read(tmp_path, "samples")) == kept
+        with RunFolder(tmp_path, WHAT) as folder:
+            folder.append("samples", [{"i": 9}])
+        assert list(read(tmp_path, "samples")) == [*kept, {"i": 9}]
+
+
+def test_damage_in_the_middle_is_no_torn_line(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_bytes(b'{"i": 0}\n{"i": \n{"i": 2}\n')
+    with pytest.raises(ValueError, match=r"samples\.jsonl, line 2"):
+        list(read(tmp_path, "samples"))
+    (tmp_path / "samples.jsonl").write_bytes(b"[1]\n")
+    with pytest.raises(ValueError, match="line 1: not an object"):
+        list(read(tmp_path, "samples"))
+
+
+def _try(path: str, answers: "multiprocessing.SimpleQueue[str]") -> None:
+    try:
+        RunFolder(path, WHAT).close()
+        answers.put("written")
+    except RuntimeError as e:
+        answers.put(str(e))
+
+
+def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    answers: "multiprocessing.SimpleQueue[str]" = context.SimpleQueue()
+    said = []
+    folder = RunFolder(tmp_path, WHAT)
+    for _ in range(2):
+        process = context.Process(target=_try, args=(str(tmp_path), answers))
+        process.start()
+        process.join()
+        said.append(answers.get())
+        folder.close()
+    assert "another process is writing" in said[0]
+    assert said[1] == "written"
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"config": {"strategy": {"n": 9}, "seed": 0}, "weights": "abc"}, "another config: strategy.n=8, now strategy.n=9"),
+        ({"config": {"strategy": {"n": 8}}, "weights": "abc"}, "another config: seed=0, now seed=null"),
+        ({**WHAT, "weights": "abd"}, 'another weights: "abc", now "abd"'),
+        ({**WHAT, "more": 1}, "another more: null, now 1"),
+    ],
+)
+def test_what_would_mix_two_runs_is_refused_and_nothing_is_changed(tmp_path: Path, other: dict[str, object], message: str) -> None:
+    with RunFolder(tmp_path, WHAT) as folder:
+        folder.append("samples", [{"i": 0}])
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=message):
+        RunFolder(tmp_path, other)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    RunFolder(tmp_path, WHAT).close()
+
+
+def test_draws_of_nobody_are_not_added_to(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text('{"i": 0}\n')
+    with pytest.raises(ValueError, match="no run.json"):
+        RunFolder(tmp_path, WHAT)
+
+
+def test_what_is_no_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no run"):
+        identity(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"format": FORMAT + 1}))
+    with pytest.raises(ValueError, match=f"format {FORMAT + 1}"):
+        identity(tmp_path)
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, WHAT) as folder:
+        folder.write("results.json", "one")
+        folder.write("results.json", "two")
+        assert (tmp_path / "results.json").read_text() == "two"
+        assert not list(tmp_path.glob("*.new"))

@@ -1,0 +1,152 @@
+"""Repeated sampling: which draws are asked for, and which answer is chosen from them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+import forethought as ft
+from forethought.schema import Completion, Cost, Problem, Verdict
+from forethought.search.best_of_n import BestOfN
+from forethought.search.budget import Budget
+from forethought.search.stopping import FirstAccept
+from forethought.search.strategy import Draws, seed_of
+from forethought.verifiers.verifier import Verifier
+
+PROBLEM = Problem("p", "?", "a")
+
+
+class Scripted:
+    """Sample i says ``texts[i]``; ten tokens, two forwards each. ``asked``: (first, n) of each call."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts, self.asked = texts, list[tuple[int, int]]()
+
+    async def agenerate(self, prompt: Any, *, n: int, seed: int, first: int, **options: Any) -> list[Completion]:
+        self.asked.append((first, n))
+        self.options = options
+        await asyncio.sleep(0)
+        return [
+            Completion(self.texts[i], [0] * 10, "stop", logprobs=[-float(i), 0.0], seed=seed, index=i, cost=Cost(kept=10, critical=2))
+            for i in range(first, first + n)
+        ]
+
+
+class Judge(Verifier):
+    name = "judge"
+
+    def __init__(self, scores: dict[str, float], right: str = "a") -> None:
+        self.scores, self.right, self.seen = scores, right, 0
+
+    async def ajudge(self, problem: Problem, candidates: Sequence[str]) -> list[Verdict]:
+        self.seen += len(candidates)
+        return [Verdict("correct" if text == self.right else "wrong", self.scores.get(text)) for text in candidates]
+
+
+def best(lm: Scripted, n: int, **options: Any) -> BestOfN:
+    return BestOfN(cast("ft.Generator", lm), n, ask=lambda p: p.question, read=lambda text: text if text != "-" else None, **options)
+
+
+@pytest.mark.parametrize(
+    ("texts", "select", "scores", "chosen"),
+    [
+        ("abb", "majority", {}, 1),
+        ("ab", "majority", {}, 0),
+        ("--b", "majority", {}, 2),
+        ("--", "majority", {}, None),
+        ("abbc", "weighted", {"a": 0.9, "b": 0.3, "c": 0.1}, 0),
+        ("abbc", "weighted", {"a": 0.5, "b": 0.3, "c": 0.1}, 1),
+        ("bcb", "score", {"b": 0.1, "c": 0.2}, 1),
+        ("-cb", "score", {"-": 5.0, "b": -0.1, "c": -0.2}, 2),
+        ("cbab", "accepted", {}, 2),
+        ("cbb", "accepted", {}, None),
+        ("abc", "likelihood", {}, 0),
+        ("-bc", "likelihood", {}, 1),
+    ],
+)
+def test_what_is_chosen(texts: str, select: Any, scores: dict[str, float], chosen: int | None) -> None:
+    judge = Judge(scores) if select in ("weighted", "score", "accepted") else None
+    lm = Scripted(texts)
+    solution = best(lm, len(texts), select=select, verifier=judge).solve(PROBLEM)
+    assert solution.chosen == chosen
+    assert solution.answer == (None if chosen is None else texts[chosen])
+    assert [candidate.text for candidate in solution.candidates] == list(texts)
+    assert lm.asked == [(0, len(texts))], "one call, so that all share the prompt"
+    assert solution.cost.kept == 10 * len(texts)
+    assert solution.cost.critical == 2, "draws are side by side"
+
+
+def test_known_draws_are_not_drawn_again_and_new_ones_are_told_once() -> None:
+    lm, told = Scripted("abcdefgh"), list[int]()
+    known = {i: Completion(f"old{i}", [1], "stop", index=i) for i in (0, 3, 4)}
+    strategy = best(lm, 8)
+    solution = asyncio.run(strategy.asolve(PROBLEM, Draws(7, known, lambda completion: told.append(completion.index))))
+    assert lm.asked == [(1, 2), (5, 3)]
+    assert told == [1, 2, 5, 6, 7]
+    assert [candidate.text for candidate in solution.candidates] == ["old0", "b", "c", "old3", "old4", "f", "g", "h"]
+
+
+def test_it_stops_at_the_first_accepted_one() -> None:
+    lm, judge = Scripted("bbbbbabbbbbb"), Judge({})
+    solution = best(lm, 12, select="accepted", verifier=judge, stop=FirstAccept(), round=2).solve(PROBLEM)
+    assert lm.asked == [(0, 2), (2, 2), (4, 2)]
+    assert (solution.chosen, solution.meta["ended"], judge.seen) == (5, "stopping rule", 6)
+    assert solution.cost.critical == 6, "rounds come one after the other"
+
+
+@pytest.mark.parametrize(
+    ("budget", "draws"),
+    [(Budget(tokens=25), 4), (Budget(forwards=3), 4), (Budget(verifications=5), 6), (Budget(flops=2 * 5 * 25), 4), (Budget(), 9)],
+)
+def test_the_first_limit_reached_ends_it(budget: Budget, draws: int) -> None:
+    solution = best(Scripted("b" * 9), 9, verifier=Judge({}), select="accepted", budget=budget, round=2, parameters=5).solve(PROBLEM)
+    assert len(solution.candidates) == draws
+    assert solution.meta["draws"] == draws
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "n=0"),
+        ({"n": True}, "n=True"),
+        ({"select": "best"}, "select='best'"),
+        ({"select": "score"}, "verifier"),
+        ({"round": 0}, "round=0"),
+        ({"seed": 3}, "seed"),
+        ({"budget": {"tokens": 0}}, "budget.tokens=0"),
+    ],
+)
+def test_bad_values_are_named(options: dict[str, Any], message: str) -> None:
+    given = {"n": 2} | options
+    with pytest.raises(ValueError, match=message):
+        if isinstance(given.get("budget"), dict):
+            Budget(**given["budget"])
+        best(Scripted("ab"), given.pop("n"), **given)
+
+
+def test_seeds_depend_on_every_part_and_on_nothing_else() -> None:
+    assert seed_of(1, "p") == seed_of(1, "p")
+    assert len({seed_of(1, "p"), seed_of(2, "p"), seed_of(1, "q"), seed_of("1", "p"), seed_of(1, "p", 0)}) == 5
+    assert 0 <= seed_of(0, "") < 2**63
+
+
+def test_it_works_inside_a_running_loop() -> None:
+    async def main() -> str | None:
+        return best(Scripted("a"), 1).solve(PROBLEM).answer
+
+    assert asyncio.run(main()) == "a"
+
+
+def test_draws_of_the_engine_are_the_same_in_one_call_or_in_several() -> None:
+    model = ft.load("nano")
+    with ft.Engine(model, ft.Autoregressive(), kv_slots=4096) as engine:
+        strategy = BestOfN(engine, 6, ask=lambda p: p.question, read=lambda text: text, max_tokens=12, temperature=1.0)
+        whole = asyncio.run(strategy.asolve(Problem("x", "Tom has 3 pens."), Draws(5)))
+        known = {c.completion.index: replace(c.completion) for c in whole.candidates[1:3] if c.completion is not None}
+        parts = asyncio.run(strategy.asolve(Problem("x", "Tom has 3 pens."), Draws(5, known)))
+    assert [c.text for c in whole.candidates] == [c.text for c in parts.candidates]
+    assert len({c.text for c in whole.candidates}) > 1
