@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -46,10 +45,14 @@ class Run:
     ks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
 
     def __post_init__(self) -> None:
-        if self.problems is not None and (isinstance(self.problems, bool) or not isinstance(self.problems, int) or self.problems < 1):
+        if self.problems is not None and not _whole(self.problems):
             raise ValueError(f"run.problems={self.problems!r}: a whole number of at least 1, or null for all")
-        if not self.ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.ks):
+        if not self.ks or not all(map(_whole, self.ks)):
             raise ValueError(f"run.ks={self.ks!r}: a list of whole numbers of at least 1")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass(slots=True)
@@ -93,7 +96,7 @@ def evaluate_one(config: DictConfig) -> Results | None:
     decoder, model = build(config.decoder), load(config)
     path = Path(plan.path or f"runs/{task.name}-{model.info.name}-{_short(what)}")
     with RunFolder(path, what) as folder, Engine(model, decoder) as engine:
-        folder.write("config.yaml", yaml.safe_dump(OmegaConf.to_container(config), sort_keys=False, allow_unicode=True))
+        folder.write("config.yaml", OmegaConf.to_yaml(config))
         folder.write("environment.json", json.dumps(machine.describe(str(model.info.device)), indent=1) + "\n")
         strategy = make(engine, ask=partial(_ask, task, chat=_chats(model)), read=task.read, **given)
         work = _Work(folder, task, strategy, task.truth(), seed)
@@ -180,7 +183,8 @@ def _solution(problem: Problem, solution: Solution) -> dict[str, Any]:
         for c in solution.candidates
     ]
     short = Solution(solution.problem_id, solution.answer, [], solution.chosen, solution.cost, solution.meta)
-    return short.to_json() | {"candidates": candidates, "question": problem.question, "gold": problem.answer, "level": problem.level}
+    asked = {"question": problem.question, "gold": problem.answer, "level": problem.level}
+    return short.to_json() | {"candidates": candidates} | asked
 
 
 def _ask(task: Task, problem: Problem, *, chat: bool) -> Any:
@@ -196,7 +200,7 @@ def _chats(model: Any) -> bool:
 
 def _identity(config: DictConfig) -> dict[str, Any]:
     """What makes a run this run: all of its config but where it is kept and how it is shown, and the weights."""
-    plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    plain = cast("dict[str, Any]", OmegaConf.to_container(config))
     kept = {key: value for key, value in plain.items() if key != "run"}
     return {"config": kept, "weights": weights_hash(config.model.name_or_path)}
 

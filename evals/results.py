@@ -157,8 +157,8 @@ def _curves(judged: Sequence[Judged], ks: Sequence[int]) -> dict[str, dict[str, 
 
 def show(results: Results) -> str:
     """The results as a person reads them."""
-    lines = [f"{results.problems} problems, {results.draws} draws, {results.tokens:.0f} tokens a draw, "
-             f"{results.truncated:.1%} cut off at a length limit"]  # fmt: skip
+    lengths = f"{results.tokens:.0f} tokens a draw, {results.truncated:.1%} cut off at a length limit"
+    lines = [f"{results.problems} problems, {results.draws} draws, {lengths}"]
     if results.accuracy is not None:
         lines.append(f"chosen answers right: {percent(results.accuracy)}")
     lines.append(", ".join(f"{count} {status}" for status, count in results.statuses.items()))
@@ -170,8 +170,9 @@ def show(results: Results) -> str:
         lines += ["", table(["level", "problems", "chosen right"], rows)]
     if results.timing.get("draws"):
         timing = results.timing
-        lines += ["", f"{timing['wall_seconds']:.1f} s for {timing['draws']:,} new draws, {amount(timing['tokens_per_second'])} tokens/s; "
-                  f"judging {timing['verifying_seconds']:.1f} s, writing {timing['writing_seconds']:.1f} s"]  # fmt: skip
+        speed = f"{amount(timing['tokens_per_second'])} tokens/s"
+        drawing = f"{timing['wall_seconds']:.1f} s for {timing['draws']:,} new draws, {speed}"
+        lines += ["", f"{drawing}; judging {timing['verifying_seconds']:.1f} s, writing {timing['writing_seconds']:.1f} s"]
     lines.append(f"in {clean(results.path)}")
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """Repeated sampling: N draws of one prompt, and one answer chosen from them (Large Language Monkeys, arXiv 2407.21787).
 
 Chosen by a verifier's word, by a vote (self-consistency, 2203.11171), a vote weighted by scores, the best score, or the model's
-own likelihood. Draws are independent and their number can depend on what came before. Cost: one prompt, N outputs, the verifier's.
+own likelihood. Draws are independent; their number can depend on what came before. Cost: one prompt, N outputs, the verifier's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Stopping(Protocol):
 
 
 class BestOfN(Strategy):
-    """At most ``n`` draws from ``lm``; ``ask`` makes a problem's prompt, ``read`` finds the answer in a text (None: there is none).
+    """At most ``n`` draws from ``lm``; ``ask`` makes a problem's prompt, ``read`` finds the answer in a text.
 
     ``select``: "majority" of equal answers; "weighted": the answer with the largest sum of ``verifier`` scores; "score": the
     best one; "accepted": the first that the verifier calls correct, no answer if it accepts none; "likelihood": the largest mean
@@ -97,7 +97,7 @@ class BestOfN(Strategy):
         return self.stop.done(accepted=said.count("correct"), rejected=said.count("wrong"), votes=[int(v) for v in votes])
 
     def _choose(self, candidates: Sequence[Candidate]) -> int | None:
-        """The number of the chosen candidate. Among equals the first drawn wins, which is as good as any: draws are exchangeable."""
+        """The number of the chosen candidate. Among equals the first drawn wins: draws are exchangeable."""
         if self.select == "accepted":
             return next((i for i, c in enumerate(candidates) if c.verdicts and c.verdicts[0].status == "correct"), None)
         readable = [i for i, candidate in enumerate(candidates) if candidate.answer is not None]

@@ -30,4 +30,4 @@ class Task(ABC):
 
     @abstractmethod
     def validate(self) -> int:
-        """Check that gold answers pass and corrupted ones fail; how many were checked. Raises ``ValueError`` naming the problem."""
+        """Check that gold answers pass and corrupted ones fail; how many were. Raises ``ValueError`` naming the problem."""

@@ -22,7 +22,8 @@ def test_groups_are_the_folders() -> None:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes(root: str, group: str, option: str) -> None:
     if group not in compose(root):
-        assert (root, group) == ("bench", "sampling")  # it measures greedy decoding, and refuses what it would not heed
+        # bench measures greedy decoding, and refuses what it would not heed; what is evaluated on and how is eval's alone
+        assert (root, group) == ("bench", "sampling") or (group in ("task", "strategy") and root != "eval")
         return
     path = ["model.name_or_path=x"] if option == "hf" else []
     config = compose(root, [f"{group}={option}", *path])
@@ -50,7 +51,8 @@ def test_a_node_holds_a_target_and_its_arguments() -> None:
     for group, option in OPTIONS:
         if group != "sampling":  # options of generate, not a component
             path = ["model.name_or_path=x"] if option == "hf" else []
-            assert compose("config", [f"{group}={option}", *path])[group]["_target_"].startswith("forethought."), (group, option)
+            root = "eval" if group in ("task", "strategy") else "config"
+            assert compose(root, [f"{group}={option}", *path])[group]["_target_"].startswith("forethought."), (group, option)
 
 
 @pytest.mark.parametrize("path", ["./a folder", "../it's", "org/name", "~/x", "/tmp/a,b", r"./back\slash", "./new(1)=2"])

@@ -98,7 +98,8 @@ def test_lost_lines_are_made_again_as_they_were(tmp_path: Path) -> None:
         kept = draw.randrange(len(whole["samples"]))
         (tmp_path / "samples.jsonl").write_bytes(whole["samples"][:kept])
         known = set(texts(tmp_path))
-        verdicts = [r for r in whole["verdicts"].splitlines(True) if (lambda v: (v["problem"], v["index"]) in known)(json.loads(r))]
+        lines = [(line, json.loads(line)) for line in whole["verdicts"].splitlines(True)]
+        verdicts = [line for line, row in lines if (row["problem"], row["index"]) in known]
         (tmp_path / "verdicts.jsonl").write_bytes(b"".join(verdicts[: draw.randrange(len(verdicts) + 1)]))
         (tmp_path / "solutions.jsonl").write_bytes(b"")
         run(tmp_path)
@@ -144,7 +145,7 @@ def test_another_config_or_other_weights_are_refused(tmp_path: Path, monkeypatch
     run(tmp_path, "run.problems=1")
     with pytest.raises(ValueError, match=r"strategy\.n=3, now strategy\.n=4"):
         run(tmp_path, "strategy.n=4")
-    with pytest.raises(ValueError, match="another (config|weights)"):
+    with pytest.raises(ValueError, match=r"another (config|weights)"):
         run(tmp_path, "model=nano-draft")
     monkeypatch.setattr("forethought.evals.evaluate.weights_hash", lambda name: "other")
     with pytest.raises(ValueError, match="another weights"):
@@ -173,8 +174,10 @@ def test_the_command_prints_what_it_found(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("run.problems=0", "run.problems=0"), ("run.ks=[0]", "run.ks"), ("task.count=0", "task.count=0"), ("task.levels=[9]", "task.levels"),
-     ("seed=null", "seed=null"), ("strategy.select=score", "verifier")],
+    [
+        ("run.problems=0", "run.problems=0"), ("run.ks=[0]", "run.ks"), ("task.count=0", "task.count=0"),
+        ("task.levels=[9]", "task.levels"), ("seed=null", "seed=null"), ("strategy.select=score", "verifier"),
+    ],
 )  # fmt: skip
 def test_wrong_values_are_named(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

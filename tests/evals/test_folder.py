@@ -50,7 +50,7 @@ def test_damage_in_the_middle_is_no_torn_line(tmp_path: Path) -> None:
         list(read(tmp_path, "samples"))
 
 
-def _try(path: str, answers: "multiprocessing.SimpleQueue[str]") -> None:
+def _try(path: str, answers: multiprocessing.SimpleQueue[str]) -> None:
     try:
         RunFolder(path, WHAT).close()
         answers.put("written")
@@ -60,7 +60,7 @@ def _try(path: str, answers: "multiprocessing.SimpleQueue[str]") -> None:
 
 def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    answers: "multiprocessing.SimpleQueue[str]" = context.SimpleQueue()
+    answers: multiprocessing.SimpleQueue[str] = context.SimpleQueue()
     said = []
     folder = RunFolder(tmp_path, WHAT)
     for _ in range(2):
@@ -82,7 +82,7 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> N
         ({**WHAT, "more": 1}, "another more: null, now 1"),
     ],
 )
-def test_what_would_mix_two_runs_is_refused_and_nothing_is_changed(tmp_path: Path, other: dict[str, object], message: str) -> None:
+def test_what_would_mix_two_runs_is_refused(tmp_path: Path, other: dict[str, object], message: str) -> None:
     with RunFolder(tmp_path, WHAT) as folder:
         folder.append("samples", [{"i": 0}])
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
@@ -94,7 +94,7 @@ def test_what_would_mix_two_runs_is_refused_and_nothing_is_changed(tmp_path: Pat
 
 def test_draws_of_nobody_are_not_added_to(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text('{"i": 0}\n')
-    with pytest.raises(ValueError, match="no run.json"):
+    with pytest.raises(ValueError, match=r"no run\.json"):
         RunFolder(tmp_path, WHAT)
 
 

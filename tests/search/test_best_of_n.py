@@ -30,8 +30,9 @@ class Scripted:
         self.asked.append((first, n))
         self.options = options
         await asyncio.sleep(0)
+        cost = Cost(kept=10, critical=2)
         return [
-            Completion(self.texts[i], [0] * 10, "stop", logprobs=[-float(i), 0.0], seed=seed, index=i, cost=Cost(kept=10, critical=2))
+            Completion(self.texts[i], [0] * 10, "stop", logprobs=[-float(i), 0.0], seed=seed, index=i, cost=cost)
             for i in range(first, first + n)
         ]
 
@@ -48,7 +49,10 @@ class Judge(Verifier):
 
 
 def best(lm: Scripted, n: int, **options: Any) -> BestOfN:
-    return BestOfN(cast("ft.Generator", lm), n, ask=lambda p: p.question, read=lambda text: text if text != "-" else None, **options)
+    def read(text: str) -> str | None:
+        return text if text != "-" else None
+
+    return BestOfN(cast("ft.Generator", lm), n, ask=lambda p: p.question, read=read, **options)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,8 @@ def test_it_stops_at_the_first_accepted_one() -> None:
     [(Budget(tokens=25), 4), (Budget(forwards=3), 4), (Budget(verifications=5), 6), (Budget(flops=2 * 5 * 25), 4), (Budget(), 9)],
 )
 def test_the_first_limit_reached_ends_it(budget: Budget, draws: int) -> None:
-    solution = best(Scripted("b" * 9), 9, verifier=Judge({}), select="accepted", budget=budget, round=2, parameters=5).solve(PROBLEM)
+    strategy = best(Scripted("b" * 9), 9, verifier=Judge({}), select="accepted", budget=budget, round=2, parameters=5)
+    solution = strategy.solve(PROBLEM)
     assert len(solution.candidates) == draws
     assert solution.meta["draws"] == draws
 
@@ -117,15 +122,19 @@ def test_the_first_limit_reached_ends_it(budget: Budget, draws: int) -> None:
         ({"select": "score"}, "verifier"),
         ({"round": 0}, "round=0"),
         ({"seed": 3}, "seed"),
-        ({"budget": {"tokens": 0}}, "budget.tokens=0"),
     ],
 )
 def test_bad_values_are_named(options: dict[str, Any], message: str) -> None:
     given = {"n": 2} | options
     with pytest.raises(ValueError, match=message):
-        if isinstance(given.get("budget"), dict):
-            Budget(**given["budget"])
         best(Scripted("ab"), given.pop("n"), **given)
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"budget\.tokens=0"):
+        Budget(tokens=0)
+    with pytest.raises(ValueError, match=r"budget\.flops"):
+        best(Scripted("a"), 1, budget=Budget(flops=1e9)).solve(PROBLEM)
 
 
 def test_seeds_depend_on_every_part_and_on_nothing_else() -> None:
