@@ -6,6 +6,7 @@ own likelihood. Draws are independent; their number can depend on what came befo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -84,7 +85,9 @@ class BestOfN(Strategy):
         return [found[i] for i in numbers]
 
     def _candidate(self, completion: Completion, verdict: Verdict | None) -> Candidate:
-        score = None if verdict is None else verdict.score
+        score = None if verdict is None or verdict.score is None or math.isnan(verdict.score) else verdict.score
+        if self.select == "weighted" and score is not None and score < 0:
+            raise ValueError(f"select='weighted': a score of {score} would make an answer win by being rare; map scores to [0, 1]")
         if self.select == "likelihood" and completion.logprobs:
             score = sum(completion.logprobs) / len(completion.logprobs)
         return Candidate(completion.text, self.read(completion.text), score, [] if verdict is None else [verdict], completion)

@@ -130,6 +130,13 @@ def test_bad_values_are_named(options: dict[str, Any], message: str) -> None:
         best(Scripted("ab"), given.pop("n"), **given)
 
 
+def test_scores_that_are_no_weights() -> None:
+    with pytest.raises(ValueError, match=r"a score of -0\.5"):
+        best(Scripted("ab"), 2, select="weighted", verifier=Judge({"a": 0.5, "b": -0.5})).solve(PROBLEM)
+    unsure = best(Scripted("abc"), 3, select="score", verifier=Judge({"a": float("nan"), "b": 0.1, "c": 0.0})).solve(PROBLEM)
+    assert unsure.answer == "b"
+
+
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"budget\.tokens=0"):
         Budget(tokens=0)
