@@ -26,6 +26,7 @@ Better reasoning and faster decoding at inference time, without retraining the m
   forethought demo                     the built-in models at work, in a minute
   forethought solve "QUESTION"         one question, streamed, with its bill
   forethought eval                     a strategy on a task, resumable, with intervals
+  forethought compare RUN RUN          two runs, problem by problem
   forethought bench                    tokens per second of each decoder
   forethought doctor                   versions, devices, kernels, memory bandwidth
 """
@@ -115,7 +116,7 @@ def _run(arguments: list[str]) -> int:
     if unknown := [word for word in left if word.startswith("-")]:
         raise ValueError(f"unknown option {unknown[0]} (forethought {args.command} --help)")
     commands: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
-        "solve": _solve, "eval": _eval, "bench": _bench, "demo": _demo, "doctor": _doctor,
+        "solve": _solve, "eval": _eval, "compare": _compare, "bench": _bench, "demo": _demo, "doctor": _doctor,
     }  # fmt: skip
     return commands[args.command](args, left)
 
@@ -131,6 +132,14 @@ def _eval(args: argparse.Namespace, left: list[str]) -> int:
     with waiting("starting …"):
         from .evaluate import evaluate
     return evaluate([*args.overrides, *left], multirun=args.multirun)
+
+
+def _compare(args: argparse.Namespace, left: list[str]) -> int:
+    if left:
+        raise ValueError(f"compare takes two runs, not {left[0]!r} too")
+    from .compare import compare
+
+    return compare(args.first, args.second, as_json=args.json)
 
 
 def _bench(args: argparse.Namespace, left: list[str]) -> int:
@@ -181,6 +190,9 @@ def _parser() -> argparse.ArgumentParser:
     solve.add_argument("question", help="in quotes; - reads it from standard input")
     about = "measure a strategy on a task; resumable"
     evaluate = command("eval", about, _options("task", "strategy", "model", "decoder", "sampling") + EVAL)
+    two = command("compare", "compare two runs, problem by problem")
+    two.add_argument("first", help="a run's folder")
+    two.add_argument("second", help="another one")
     bench = command("bench", "measure tokens per second of each decoder on one model", _options("model", "decoder") + BENCH)
     demo = command("demo", "watch the built-in models solve problems", _options("decoder", "sampling") + DEMO)
     doctor = command("doctor", "show versions, devices, kernels, memory bandwidth")
@@ -188,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings, in Hydra's syntax")
     for each in (solve, evaluate, bench):
         each.add_argument("-m", "--multirun", action="store_true", help="run every combination of the values listed, a,b,c")
-    for each in (solve, doctor):
+    for each in (solve, two, doctor):
         each.add_argument("--json", action="store_true", help="print one JSON object instead")
     return parser
 

@@ -87,7 +87,7 @@ class BestOfN(Strategy):
     def _candidate(self, completion: Completion, verdict: Verdict | None) -> Candidate:
         score = None if verdict is None or verdict.score is None or math.isnan(verdict.score) else verdict.score
         if self.select == "weighted" and score is not None and score < 0:
-            raise ValueError(f"select='weighted': a score of {score} would make an answer win by being rare; map scores to [0, 1]")
+            raise ValueError(f"select='weighted': a score of {score} lets rare answers win; map scores to [0, 1]")
         if self.select == "likelihood" and completion.logprobs:
             score = sum(completion.logprobs) / len(completion.logprobs)
         return Candidate(completion.text, self.read(completion.text), score, [] if verdict is None else [verdict], completion)
