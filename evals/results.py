@@ -112,7 +112,7 @@ class Results(Json):
 
 
 def problems_of(path: str | Path) -> list[Judged]:
-    """The finished problems of a run, in the order in which they were finished."""
+    """The finished problems of a run, by id."""
     identity(path)
     verdicts: dict[tuple[str, int], Any] = {(row["problem"], row["index"]): row for row in read(path, "verdicts")}
     draws: dict[str, list[Draw]] = {}
@@ -130,7 +130,7 @@ def problems_of(path: str | Path) -> list[Judged]:
         chosen = None if row["chosen"] is None else row["candidates"][row["chosen"]]["index"]
         right = any(draw.right for draw in own if draw.index == chosen)
         found.append(Judged(row["problem_id"], row["question"], row["gold"], row["level"], own, row["answer"], right))
-    return found
+    return sorted(found, key=lambda problem: problem.id)  # an interval must not depend on who was finished first
 
 
 def _curves(judged: Sequence[Judged], ks: Sequence[int]) -> dict[str, dict[str, Figure]]:
