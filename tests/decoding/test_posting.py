@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 
-from forethought.decoding.posting import AGAIN, CEILING, ESCAPE, FARTHEST, GROWTH, LIKELY, LOOKS, MOST, OWN, REACH, Posting
+from forethought.decoding.posting import (
+    AGAIN,
+    CEILING,
+    ESCAPE,
+    FARTHEST,
+    GROWTH,
+    LIKELY,
+    LOOKS,
+    MOST,
+    OWN,
+    REACH,
+    Chains,
+    Posting,
+)  # fmt: skip
 from forethought.decoding.tree import Tree
 
 Place = tuple[int, int]
@@ -228,3 +244,45 @@ def test_scores_come_true() -> None:
             line.extend([text[at]])
         line.close()
     assert 2 / 3 < said / hits < 3 / 2
+
+
+@pytest.mark.slow
+def test_ten_thousand_requests_through_a_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what it holds nor what a query looks at grows once it is full."""
+    looked = [0]
+    walk = Chains.walk
+
+    def counted(self: Chains, *arguments: Any, **named: Any) -> Any:
+        found = walk(self, *arguments, **named)
+        looked[0] += len(found)
+        return found
+
+    monkeypatch.setattr(Chains, "walk", counted)
+    index, draw = Posting(100_000), random.Random(0)
+    words = [[draw.randrange(500) for _ in range(8)] for _ in range(60)]  # texts share phrases, as answers do
+
+    def text(phrases: int) -> list[int]:
+        return [token for _ in range(phrases) for token in draw.choice(words)]
+
+    def held() -> int:
+        chains = index.chains
+        columns = (chains.ids, chains.back1, chains.back2, chains.back4, chains.head1, chains.head2, chains.head4)
+        return sum(map(sys.getsizeof, columns))
+
+    bytes_held, looks = [], []
+    for request in range(10_000):
+        line = index.open(text(3))
+        line.extend(text(9))
+        if request >= 100 and request % 10 == 0:
+            looked[0] = 0
+            assert len(line.draft(16)) > 0
+            looks.append(looked[0])
+        line.close()
+        assert index.tokens <= 100_000
+        if request >= 2_500 and request % 250 == 0:
+            bytes_held.append(held())
+    half = len(bytes_held) // 2
+    assert max(bytes_held[half:]) <= 1.1 * max(bytes_held[:half]), "it swings, as columns are cut when half is forgotten"
+    assert max(bytes_held) < 100 * 100_000
+    full = len(looks) // 4
+    assert np.mean(looks[-full:]) <= 1.1 * np.mean(looks[full : 2 * full])
