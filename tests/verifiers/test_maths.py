@@ -1,0 +1,122 @@
+"""The maths verifier: verdicts, votes, options, and refusals."""
+
+import asyncio
+
+import pytest
+
+from forethought.schema import Problem, Verdict
+from forethought.verifiers import maths
+from forethought.verifiers.maths import Maths
+from forethought.verifiers.symbolic import installed
+
+needs_math_verify = pytest.mark.skipif(not installed(), reason="math-verify is not installed")
+
+
+def judge(verifier: Maths, gold: str | None, *texts: str) -> list[Verdict]:
+    try:
+        return asyncio.run(verifier.ajudge(Problem("p1", "?", gold), texts))
+    finally:
+        verifier.close()
+
+
+def test_verdicts_say_what_was_read_and_who_decided() -> None:
+    right, wrong, unread, nothing = judge(
+        Maths(symbolic=False), r"\frac{1}{2}", r"so $\boxed{0.5}$", r"\boxed{2}", r"\boxed{\int x}", "I do not know"
+    )
+    assert (right.status, right.score, right.answer) == ("correct", 1.0, "1/2")
+    assert right.meta == {"said": "0.5", "by": "exact"}
+    assert (wrong.status, wrong.score, wrong.answer, wrong.verifier) == ("wrong", 0.0, "2", "maths")
+    assert (unread.status, unread.score, unread.answer) == ("unknown", None, r"\int x")
+    assert "symbolic=False" in unread.reason
+    assert (nothing.status, nothing.answer, nothing.reason) == ("unknown", None, "no answer found")
+
+
+def test_equal_answers_share_a_vote() -> None:
+    texts = [rf"\boxed{{{a}}}" for a in (r"\frac{3}{4}", "0.75", "3/4", r"x = \frac{6}{8}", r"75\%", r"0.75\text{ cm}")]
+    assert [v.answer for v in judge(Maths(symbolic=False), "1", *texts)] == ["3/4", "3/4", "3/4", "3/4", "75", "3/4"]
+
+
+def test_guesses_are_an_option() -> None:
+    assert [v.status for v in judge(Maths(symbolic=False), "18", "she has 18")] == ["unknown"]
+    assert [v.status for v in judge(Maths(symbolic=False, guess=True), "18", "she has 18")] == ["correct"]
+
+
+@needs_math_verify
+def test_math_verify_decides_what_the_core_cannot() -> None:
+    verifier = Maths()
+    assert verifier.name == "maths+math-verify"
+    texts = [rf"\boxed{{{a}}}" for a in (r"\frac{x^2-1}{x-1}", r"\frac{x^2-1}{x+1}", "1+x", r"5 \text{ million}")]
+    verdicts = judge(verifier, "x+1", *texts)
+    assert [v.status for v in verdicts] == ["correct", "wrong", "correct", "unknown"]
+    assert [v.meta["by"] for v in verdicts] == ["math-verify", "math-verify", "exact", "exact"]
+
+
+@needs_math_verify
+@pytest.mark.parametrize(
+    ("gold", "answer", "status"),
+    [
+        (r"10\%", "0.1", "unknown"),  # math-verify says yes to this and to 10
+        (r"5\text{ cm}", r"5\text{ m}", "unknown"),
+        ("52_8", "52_{80}", "unknown"),  # it drops the base
+        ("0.00000001", "0.00000002", "wrong"),  # it rounds
+        (r"\text{odd}", r"\text{ddo}", "unknown"),  # it multiplies letters
+        ("5", r"5 \approx 6", "unknown"),  # it reads up to the sign
+        ("5", "6 = 5", "unknown"),
+        ("5", r"x = 3 \Rightarrow y = 5", "unknown"),
+        ("5", "5'", "unknown"),
+    ],
+)
+def test_what_depends_on_the_question_is_not_asked_of_math_verify(gold: str, answer: str, status: str) -> None:
+    (verdict,) = judge(Maths(), gold, rf"\boxed{{{answer}}}")
+    assert (verdict.status, verdict.meta["by"]) == (status, "exact")
+
+
+def test_without_math_verify_it_is_unknown_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maths, "installed", lambda: False)
+    verifier = Maths()
+    assert (verifier.name, verifier.symbolic) == ("maths", None)
+    (verdict,) = judge(verifier, "x+1", r"\boxed{\frac{x^2-1}{x-1}}")
+    assert (verdict.status, verdict.score) == ("unknown", None)
+    assert "math-verify is not installed" in verdict.reason
+    with pytest.raises(ModuleNotFoundError, match="forethought\\[math\\]"):
+        Maths(symbolic=True)
+
+
+@needs_math_verify
+def test_a_worker_that_cannot_start_is_our_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = Maths()
+    assert verifier.symbolic is not None
+
+    def broken(gold: str, answer: str) -> None:
+        raise RuntimeError("no math-verify worker: it ended")
+
+    monkeypatch.setattr(verifier.symbolic, "compare", broken)
+    (verdict,) = judge(verifier, "x+1", r"\boxed{\frac{x^2-1}{x-1}}")
+    assert (verdict.status, verdict.score) == ("error", None)
+    assert "no math-verify worker" in verdict.reason
+
+
+@pytest.mark.parametrize("gold", [None, "", "  ", "$ $", "7" * 2000, "{" * 100])
+def test_bad_golds_are_refused_by_name(gold: str | None) -> None:
+    with pytest.raises(ValueError, match="p1"):
+        judge(Maths(symbolic=False), gold, r"\boxed{1}")
+    with pytest.raises(ValueError, match="p1"):
+        Maths(symbolic=False).validate([Problem("p0", "?", "1"), Problem("p1", "?", gold)])
+
+
+def test_golds_that_only_a_library_could_read_are_refused_without_it() -> None:
+    with pytest.raises(ValueError, match=r"p1.*int"):
+        Maths(symbolic=False).validate([Problem("p1", "?", r"\int_0^1 x^2 dx")])
+
+
+@pytest.mark.parametrize("settings", [{"symbolic": "yes"}, {"timeout": 0}, {"timeout": -1.0}])
+def test_bad_settings_are_refused(settings: dict[str, str | float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Maths(**settings)  # type: ignore[arg-type]
+
+
+def test_hostile_candidates_end_in_verdicts() -> None:
+    answers = ["7" * 10**6, "(" * 500 + "1" + ")" * 500, "9^{9^{9^9}}", "(10^8)!", "\x00", "__import__('os').system('false')"]
+    texts = [rf"\boxed{{{answer}}}" for answer in answers] + ["{" * 10**6, "\x00" * 1000, "</think>" * 10**5]
+    verdicts = judge(Maths(timeout=1.0), "5", *texts)
+    assert [v.status for v in verdicts] == ["unknown"] * len(texts)

@@ -1,0 +1,76 @@
+"""Finds the final answer in what a model wrote: the last closed box, else a phrase that announces it, else (asked for) a guess.
+
+Only text behind the last ``</think>`` counts; an unfinished thought has no answer. Linear in the text, of which the last
+100,000 characters are read. Says nothing about what the answer means; several boxes that make one answer are not joined.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..schema import THINK_END
+
+TAIL = 100_000
+GUESS_TAIL = 10_000
+
+_PIECE = re.compile(
+    r"\\(?P<box>boxed|fbox)(?![A-Za-z])\s*"
+    r"(?:(?P<open>\{)|(?P<bare>[-+]?(?:[\d.\\(][^\s${}]*|[A-Za-z](?![A-Za-z]))(?:\{[^{}\s]*\})*))?|\\.|[{}]",
+    re.S,
+)
+_PHRASE = re.compile(
+    r"(?:\bfinal\s+answer\b|\banswer\b)\**\s*(?:is|:|=|would\s+be)\s*:?\s*(?=(?P<said>[^\n]{1,1000}))"
+    r"|^[ \t]*####\s*(?=(?P<marked>[^\n]{1,1000}))",
+    re.I | re.M,
+)
+_SPAN = re.compile(
+    r"\$\$([^$]{1,1000})\$\$|\$([^$\n]{1,1000})\$|\\\(((?:(?!\\\)).){1,1000})\\\)|\\\[((?:(?!\\\]).){1,1000})\\\]", re.S
+)
+_NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d{1,1000})(?:\.\d{1,1000})?(?:/\d{1,1000})?(?![\w])")
+
+
+def final_answer(text: str, *, guess: bool = False) -> str | None:
+    """The answer as it is written, or None. With ``guess``, else the last maths span, else the last number."""
+    _, ended, text = text.rpartition(THINK_END)
+    if not ended and text.lstrip().startswith("<think>"):
+        return None
+    text = text[-TAIL:]
+    answer = boxed(text) or announced(text)
+    if answer is None and guess:
+        answer = _last(_SPAN, text[-GUESS_TAIL:]) or _last(_NUMBER, text[-GUESS_TAIL:])
+    return answer
+
+
+def boxed(text: str) -> str | None:
+    """What is in the last box that is closed and not empty; a box within a box is part of it. ``\\boxed 5`` counts too."""
+    found: tuple[int, int] | None = None
+    opened: list[int | None] = []  # open braces; for those of boxes, where the content starts
+    for piece in _PIECE.finditer(text):
+        if piece["open"]:
+            opened.append(piece.end())
+        elif piece["bare"] and any(map(str.isalnum, piece["bare"])):
+            found = piece.span("bare")
+        elif piece[0] == "{":
+            opened.append(None)
+        elif piece[0] == "}" and opened and (start := opened.pop()) is not None and text[start : piece.start()].strip():
+            found = start, piece.start()
+    return text[slice(*found)].strip() if found else None
+
+
+def announced(text: str) -> str | None:
+    """What follows the last "the answer is", "final answer:" or ``####``, up to the end of the sentence or line."""
+    for match in reversed(list(_PHRASE.finditer(text))):
+        said = (match["said"] or match["marked"]).strip().lstrip("*_: ").strip()
+        if span := _SPAN.match(said):
+            return next(group for group in span.groups() if group is not None).strip()
+        said = re.split(r"[.!?;](?=\s|\*|$)|,? I hope|\*\*", said, maxsplit=1)[0].strip(" *_`")
+        if said:
+            return said
+    return None
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str | None:
+    found = None
+    for match in pattern.finditer(text):
+        found = next((group for group in match.groups() if group), match[0])
+    return found.strip() if found else None

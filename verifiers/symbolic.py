@@ -1,0 +1,138 @@
+"""Asks math-verify (an optional extra) about answers that have no canonical form, in a process of its own that can be killed.
+
+The worker is started anew, never forked, on the first question; one question at a time; killed when it is late, and replaced for
+the next. What it says is a simplifier's word, not a proof, and gives no key. Costs a start (seconds) and milliseconds a question.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from .algebra import Unread
+from .exact import Outcome
+from .notation import normal
+
+START_SECONDS = 60.0
+RECYCLE = 500
+"""Questions to one worker: sympy remembers what it computed."""
+MAX_DIGITS = 400
+WORKER = Path(__file__).with_name("symbolic_worker.py")
+
+
+def installed() -> bool:
+    """Whether math-verify can be imported; it is not imported here."""
+    return importlib.util.find_spec("math_verify") is not None
+
+
+class Late(Exception):
+    """The worker did not answer in time, or ended."""
+
+
+class Symbolic:
+    """math-verify behind a wall. ``seconds`` bounds a question, in wall and in CPU seconds. Safe to call from several threads."""
+
+    def __init__(self, seconds: float) -> None:
+        if not seconds > 0:
+            raise ValueError(f"seconds={seconds!r} must be positive")
+        self.seconds = seconds
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._asked = 0
+
+    def compare(self, gold: str, answer: str) -> Outcome:
+        """How they compare; ``unknown`` with the reason for what is too long, late, or not parsed.
+
+        Raises ``RuntimeError`` when no worker can be started.
+        """
+        try:
+            question = {"gold": _bare(gold), "answer": _bare(answer), "seconds": self.seconds}
+        except Unread as error:
+            return Outcome("unknown", str(error))
+        with self._lock:
+            process = self._ready()
+            try:
+                reply = self._asking(process, question)
+            except Late as error:
+                self._end()
+                return Outcome("unknown", f"math-verify: {error}")
+            self._asked += 1
+            if self._asked >= RECYCLE:
+                self._end()
+        return Outcome(reply["relation"], reply["reason"])
+
+    def close(self) -> None:
+        """End the worker; the next question starts another."""
+        with self._lock:
+            self._end()
+
+    def _ready(self) -> subprocess.Popen[bytes]:
+        if self._process is not None:
+            return self._process
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,  # nothing is left to be written when the pipe to a dead worker is closed
+            cwd="/",
+            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
+            start_new_session=True,
+        )
+        self._asked = 0
+        try:
+            _line(self._process, START_SECONDS)
+        except Late as error:
+            self._end()
+            raise RuntimeError(f"no math-verify worker: {error}") from None
+        return self._process
+
+    def _asking(self, process: subprocess.Popen[bytes], question: dict[str, Any]) -> dict[str, Any]:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(question).encode() + b"\n")
+        except OSError:
+            raise Late("the worker ended") from None
+        reply: dict[str, Any] = json.loads(_line(process, self.seconds))
+        return reply
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
+    """What the worker writes up to the end of the line."""
+    assert process.stdout is not None
+    channel, deadline, line = process.stdout.fileno(), time.monotonic() + seconds, b""
+    while not line.endswith(b"\n"):
+        readable, _, _ = select.select([channel], [], [], max(0.0, deadline - time.monotonic()))
+        if not readable:
+            raise Late(f"nothing after {seconds:g} seconds")
+        piece = os.read(channel, 1 << 16)
+        if not piece:
+            raise Late("the worker ended")
+        line += piece
+    return line
+
+
+def _bare(text: str) -> str:
+    """``text`` to be put between dollars. Raises ``Unread`` for what is not worth a worker's life."""
+    normal(text)  # for its bounds
+    if sum(char.isdigit() for char in text) > MAX_DIGITS:
+        raise Unread("too many digits")
+    return text.replace("\\$", "").replace("$", "").strip()

@@ -1,0 +1,84 @@
+"""The process that asks math-verify about pairs of answers; :mod:`.symbolic` starts it by path, and it imports nothing of ours.
+
+One JSON object a line each way. Limits its own memory and files, its CPU seconds with each question; its parent holds the clock.
+math-verify parses with a grammar and evaluates no text, but what it computes has no bound: that is what this process is for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import sys
+from typing import Any
+
+MEMORY = 1 << 30
+
+
+def limit() -> None:
+    """No core dumps, nothing written, bounded memory (Linux counts address space; elsewhere only the clock bounds it)."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+
+
+def allow(seconds: float) -> None:
+    """CPU seconds from now on; the kernel ends the process that takes more."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + seconds) + 2, hard))
+
+
+def compare(library: Any, gold: str, answer: str) -> dict[str, str]:
+    """``relation`` and ``reason``. Different only where both are parsed, neither verifies the other, and values differ."""
+    parsed = []
+    for what, text in (("gold", gold), ("answer", answer)):
+        found = library.parse(
+            f"${text}$",
+            extraction_config=[library.LatexExtractionConfig()],
+            fallback_mode="no_fallback",
+            parsing_timeout=None,
+            raise_on_error=True,
+        )
+        if not found:
+            return {"relation": "unknown", "reason": f"math-verify does not parse the {what}"}
+        parsed.append(found)
+    for first, second in (parsed, parsed[::-1]):
+        if library.verify(first, second, float_rounding=12, timeout_seconds=None, raise_on_error=True):
+            return {"relation": "same" if first is parsed[0] else "unknown", "reason": "math-verify"}
+    if agree(parsed[0][0], parsed[1][0]):
+        return {"relation": "unknown", "reason": "math-verify says no, but the values agree where they were tried"}
+    return {"relation": "different", "reason": "math-verify"}
+
+
+def agree(gold: Any, answer: Any) -> bool:
+    """Whether two expressions have one value at three points: what is not simplified to the same need not differ."""
+    try:
+        letters = sorted((gold - answer).free_symbols, key=str)
+        points = [{letter: (7 + 3 * i + at) / 11 for i, letter in enumerate(letters)} for at in (1, 2, 5)]
+        return all(abs(complex((gold - answer).subs(point).evalf())) < 1e-9 for point in points)
+    except (TypeError, ValueError, AttributeError):
+        return False  # sets, relations, words: nothing to subtract
+
+
+def main() -> None:
+    """Answer questions until the input ends."""
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    limit()
+    library = importlib.import_module("math_verify")
+    print(json.dumps({"ready": True}), file=channel, flush=True)
+    for line in sys.stdin:
+        question = json.loads(line)
+        allow(question["seconds"])
+        try:
+            reply = compare(library, question["gold"], question["answer"])
+        except Exception as error:
+            reply = {"relation": "unknown", "reason": f"math-verify: {type(error).__name__}"}
+        print(json.dumps(reply), file=channel, flush=True)
+
+
+if __name__ == "__main__":
+    main()
