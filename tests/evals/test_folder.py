@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,27 +51,17 @@ def test_damage_in_the_middle_is_no_torn_line(tmp_path: Path) -> None:
         list(read(tmp_path, "samples"))
 
 
-def _try(path: str, answers: multiprocessing.SimpleQueue[str]) -> None:
-    try:
-        RunFolder(path, WHAT).close()
-        answers.put("written")
-    except RuntimeError as e:
-        answers.put(str(e))
-
-
 def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    answers: multiprocessing.SimpleQueue[str] = context.SimpleQueue()
-    said = []
+    program = f"from forethought.evals.folder import RunFolder\nRunFolder({str(tmp_path)!r}, {WHAT!r}).close()"
+
+    def attempt() -> str:
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False).stderr
+
     folder = RunFolder(tmp_path, WHAT)
-    for _ in range(2):
-        process = context.Process(target=_try, args=(str(tmp_path), answers))
-        process.start()
-        process.join()
-        said.append(answers.get())
-        folder.close()
-    assert "another process is writing" in said[0]
-    assert said[1] == "written"
+    assert "RuntimeError" in attempt()
+    assert "another process is writing" in attempt()
+    folder.close()
+    assert attempt() == ""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,216 @@
+"""Right is what passes the tests: programs read from the text run in a sandbox. Calls and expected values are compared here,
+outside, on plain data, so no program can talk its way through; tests that must share the program's process can be deceived,
+and their verdicts say so (``spoofable``). Costs a process a candidate, and shows no more than its tests do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from ..schema import Cost, Problem, Verdict
+from . import asserts, plain
+from .programs import readings
+from .sandbox import Limits, Program, Ran, Sandbox
+from .verifier import Verifier
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How to try a program: by calls, by pairs of stdin and stdout, or by a program of tests."""
+
+    calls: Sequence[asserts.Call] = ()
+    pairs: Sequence[tuple[str, str]] = ()
+    tests: str | None = None
+    seconds: float = 0.0
+
+    @cached_property
+    def value_bytes(self) -> int:
+        """What right values take, with room for another spelling: a wrong one need not fill this process's memory."""
+        return (1 << 20) + 4 * sum(len(json.dumps(plain.encode(call.want))) for call in self.calls)
+
+
+class Code(Verifier):
+    """Judges programs by the tests that ``problem.meta["tests"][tests]`` holds, such as ``"visible"`` or ``"hidden"``.
+
+    ``problem.meta`` holds, all but ``tests`` optional:
+
+    - ``tests``: by name, Python text (asserts, or HumanEval's ``def check(candidate)``), a list of assert lines, a list of
+      ``[arguments, expected]``, or a list of ``{"stdin": text, "stdout": text}``;
+    - ``entry_point``: the function they are about; only stdin and stdout do without;
+    - ``prompt``: code that a candidate may continue, and whose imports and helpers it may use;
+    - ``setup``: Python text between the program and its tests;
+    - ``tolerance``: how far from an expected float of ``[arguments, expected]`` is right, 0 if left out; there, lists stand
+      for tuples as well, as JSON has only the one;
+    - ``reference``: a text that is right. It runs first, once: a program gets ``factor`` times its seconds, between ``floor`` and
+      ``ceiling``. A reference that fails makes ``ajudge`` raise ``ValueError``: nothing is judged by broken tests.
+
+    ``verdict.meta`` holds ``sandbox`` (the status of the run), ``tier``, ``tests`` and ``spoofable``. A run that broke on our
+    side is an ``error``, a text without code ``unknown``; a run out of time is repeated once, alone.
+    """
+
+    def __init__(
+        self,
+        tests: str = "hidden",
+        *,
+        sandbox: Sandbox | None = None,
+        limits: Limits | None = None,
+        floor: float = 4.0,
+        factor: float = 4.0,
+        ceiling: float = 120.0,
+    ) -> None:
+        if not 0 < floor <= ceiling or factor < 1:
+            raise ValueError(f"floor={floor}, factor={factor}, ceiling={ceiling}: needs 0 < floor <= ceiling and factor >= 1")
+        self.name = f"code[{tests}]"
+        self.tests = tests
+        self.sandbox = sandbox or Sandbox()
+        self.limits = limits or Limits()
+        self.floor, self.factor, self.ceiling = floor, factor, ceiling
+        self._plans: dict[str, tuple[Problem, _Plan]] = {}
+        self._pool = ThreadPoolExecutor(self.sandbox.workers, thread_name_prefix="sandbox")
+
+    async def ajudge(self, problem: Problem, candidates: Sequence[str]) -> list[Verdict]:
+        loop = asyncio.get_running_loop()
+        plan = await loop.run_in_executor(self._pool, self._plan, problem)
+        judging = (loop.run_in_executor(self._pool, self._judge, problem, plan, text) for text in candidates)
+        return list(await asyncio.gather(*judging))
+
+    async def validate(self, problems: Iterable[Problem]) -> list[str]:
+        """What is wrong with ``problems``: references that fail, wrong programs that pass. Empty when all is well."""
+        complaints = []
+        for problem in problems:
+            entry = problem.meta.get("entry_point")
+            wrong = f"def {entry}(*_, **__):\n    return 'wrong'" if entry else "print('wrong')"
+            if "reference" not in problem.meta:
+                complaints.append(f"{problem.id} has no reference")
+                continue
+            try:
+                gold, bad = await self.ajudge(problem, [str(problem.meta["reference"]), wrong])
+            except ValueError as error:
+                complaints.append(str(error))
+                continue
+            if (gold.status, bad.status) != ("correct", "wrong"):
+                complaints.append(f"{problem.id}: the reference is {gold.status}, a wrong program {bad.status}")
+        return complaints
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def _plan(self, problem: Problem) -> _Plan:
+        """How to try programs for ``problem``, for how long; made once. Raises ``ValueError`` for one that cannot be judged."""
+        known = self._plans.get(problem.id)
+        if known and known[0] == problem:
+            return known[1]
+        plan = self._tests(problem)
+        seconds = self._time_limit(problem, plan)
+        plan = replace(plan, seconds=seconds or self.floor)
+        if seconds:
+            self._plans[problem.id] = problem, plan
+        return plan
+
+    def _tests(self, problem: Problem) -> _Plan:
+        by_name = problem.meta.get("tests")
+        tests = by_name.get(self.tests) if isinstance(by_name, Mapping) else None
+        if not tests:
+            raise ValueError(f"{problem.id} has no tests called {self.tests!r}")
+        if not isinstance(tests, str) and all(isinstance(test, Mapping) for test in tests):
+            return _Plan(pairs=[(str(test["stdin"]), str(test["stdout"])) for test in tests])
+        entry = problem.meta.get("entry_point")
+        if not entry:
+            raise ValueError(f"{problem.id} has no entry_point")
+        if not isinstance(tests, str) and not all(isinstance(test, str) for test in tests):
+            tolerance = float(problem.meta.get("tolerance", 0.0))
+            return _Plan([asserts.Call(args, want, absolute=tolerance, how="json") for args, want in tests])
+        text = (tests if isinstance(tests, str) else "\n".join(tests)).replace("\r\n", "\n")
+        setup = str(problem.meta.get("setup", "")).replace("\r\n", "\n")
+        if not setup and (calls := asserts.calls(text, entry)):
+            return _Plan(calls)
+        if not setup and (oracle := asserts.oracle(text)):
+            given: list[tuple[Sequence[Any], Mapping[str, Any]]] = [(args, {}) for args in oracle.inputs]
+            ran = self.sandbox.run(Program([oracle.source], oracle.name, given), replace(self.limits, seconds=self.ceiling))
+            if ran.status == "passed" and len(ran.values) == len(given):
+                return _Plan(oracle.calls(ran.values))
+            if ran.status != "output_limit":  # more than may come out: the tests stay a program
+                raise ValueError(f"{problem.id}: its tests have no expected values: {ran.status}, {ran.reason}")
+        check = f"\ncheck({entry})\n" if "def check(" in text else "\n"
+        return _Plan(tests=f"{setup}\n{text}{check}")
+
+    def _time_limit(self, problem: Problem, plan: _Plan) -> float | None:
+        """Seconds for a program; None where our side broke, which says nothing about the problem."""
+        reference = problem.meta.get("reference")
+        if reference is None:
+            return self.floor
+        ran = self._try(problem, plan, _sources(problem, str(reference)), self.ceiling)
+        if ran.status == "infra_error":
+            return None
+        if ran.status != "passed":
+            raise ValueError(f"{problem.id}: its own reference does not pass: {ran.status}, {ran.reason}")
+        return min(max(self.floor, self.factor * ran.seconds), self.ceiling)
+
+    def _judge(self, problem: Problem, plan: _Plan, text: str) -> Verdict:
+        sources = _sources(problem, text)
+        spoofable = plan.tests is not None
+        about = {"tests": self.tests, "tier": self.sandbox.tier, "spoofable": spoofable}
+        if not sources:
+            return Verdict("unknown", None, "no code was found", self.name, meta={"sandbox": "no_entry_point", **about})
+        ran = self._try(problem, plan, sources, plan.seconds)
+        spent = ran.seconds
+        if ran.status == "timeout":
+            ran = self._try(problem, plan, sources, plan.seconds, alone=True)
+            spent += ran.seconds
+        meta = {"sandbox": ran.status, **about}
+        if ran.status == "infra_error":
+            return Verdict("error", None, ran.reason, self.name, Cost(seconds=spent), meta=meta)
+        right = ran.status == "passed"
+        return Verdict(
+            "correct" if right else "wrong",
+            float(right),
+            ran.reason,
+            self.name,
+            Cost(seconds=spent),
+            sources[0].strip(),
+            meta,
+        )
+
+    def _try(self, problem: Problem, plan: _Plan, sources: Sequence[str], seconds: float, *, alone: bool = False) -> Ran:
+        limits = replace(self.limits, seconds=seconds, value_bytes=min(self.limits.value_bytes, plan.value_bytes))
+        if plan.pairs:
+            return self._by_pairs(plan.pairs, sources, limits, alone=alone)
+        entry = str(problem.meta["entry_point"])
+        given = [(call.args, call.kwargs) for call in plan.calls]
+        ran = self.sandbox.run(Program(sources, entry, given, plan.tests), limits, alone=alone)
+        if ran.status != "passed" or plan.tests is not None:
+            return ran
+        if len(ran.values) != len(plan.calls):
+            return replace(ran, status="runtime_error", reason=f"{len(ran.values)} values for {len(plan.calls)} calls")
+        for number, (call, value) in enumerate(zip(plan.calls, ran.values, strict=True)):
+            if not call.accepts(value):
+                return replace(
+                    ran, status="failed_assert", reason=f"call {number}: {value!r:.200} is not {plain.encode(call.want)!r:.200}"
+                )
+        return ran
+
+    def _by_pairs(self, pairs: Sequence[tuple[str, str]], sources: Sequence[str], limits: Limits, *, alone: bool) -> Ran:
+        slowest = 0.0
+        for number, (stdin, stdout) in enumerate(pairs):
+            ran = self.sandbox.run(Program(sources, stdin=stdin, as_main=True), limits, alone=alone)
+            slowest = max(slowest, ran.seconds)
+            if ran.status == "passed" and _shown(ran.stdout) != _shown(stdout):
+                ran = replace(ran, status="failed_assert", reason=f"stdin {number}: the output is another")
+            if ran.status != "passed":
+                break
+        return replace(ran, seconds=slowest)
+
+
+def _sources(problem: Problem, text: str) -> list[str]:
+    return readings(text, problem.meta.get("entry_point"), str(problem.meta.get("prompt", "")))
+
+
+def _shown(text: str) -> list[str]:
+    """Lines as they look: without spaces at their ends and empty lines at the end."""
+    return [line.rstrip() for line in text.rstrip().splitlines()]

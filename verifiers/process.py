@@ -1,0 +1,171 @@
+"""One process, watched from outside: fed, read with bounds, stopped when its time, its output or its folder is used up, and
+reaped with its whole group. Says how it ended; what that means is for the caller. And a gate for how many run at once.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+TICK = 0.05
+"""Seconds between looks at the clock and at the folder; a burst between two looks goes beyond the folder's limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a process ended, and everything it wrote."""
+
+    code: int
+    """Exit status; negative for a signal's number."""
+    cut: str | None
+    """Why it was stopped: ``timeout`` or ``output_limit``; None when it ended by itself."""
+    stdout: bytes
+    stderr: bytes
+    channel: bytes
+    seconds: float
+
+
+def watch(
+    command: Sequence[str],
+    data: bytes,
+    environment: Mapping[str, str],
+    *,
+    seconds: float,
+    output_bytes: int,
+    channel_bytes: int,
+    folder: str,
+    folder_bytes: int,
+) -> Ended:
+    """Run ``command`` with ``data`` on its stdin and a channel to write to, whose descriptor is its last argument.
+
+    It ends when it ends, or is killed with its group. Raises ``OSError`` if it cannot be started.
+    """
+    read, write = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [*command, str(write)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(environment),
+            pass_fds=(write,),
+            start_new_session=True,
+            bufsize=0,
+        )
+    except OSError:
+        os.close(read)
+        raise
+    finally:
+        os.close(write)
+    start = time.monotonic()
+    with process, open(read, "rb", buffering=0) as channel:
+        limits = {pipe.fileno(): output_bytes for pipe in (process.stdout, process.stderr) if pipe}
+        limits[channel.fileno()] = channel_bytes
+        outputs = {descriptor: bytearray() for descriptor in limits}
+        try:
+            cut = _pump(process, data, outputs, limits, start + seconds, folder, folder_bytes)
+        finally:
+            _kill(process)
+    stdout, stderr, said = (bytes(text) for text in outputs.values())
+    return Ended(process.returncode, cut, stdout, stderr, said, time.monotonic() - start)
+
+
+def _pump(
+    process: subprocess.Popen[bytes],
+    data: bytes,
+    outputs: dict[int, bytearray],
+    limits: dict[int, int],
+    deadline: float,
+    folder: str,
+    folder_bytes: int,
+) -> str | None:
+    assert process.stdin
+    source, waiting = process.stdin, memoryview(data)
+    os.set_blocking(source.fileno(), False)
+    looked = time.monotonic()
+    with selectors.DefaultSelector() as selector:
+        selector.register(source.fileno(), selectors.EVENT_WRITE)
+        for descriptor in outputs:
+            os.set_blocking(descriptor, False)
+            selector.register(descriptor, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select(TICK):
+                if key.fd in outputs:
+                    if not (more := os.read(key.fd, 65536)):
+                        selector.unregister(key.fd)
+                    outputs[key.fd] += more
+                    if len(outputs[key.fd]) > limits[key.fd]:
+                        return "output_limit"
+                    continue
+                try:
+                    waiting = waiting[os.write(key.fd, waiting[:65536]) :]
+                except BrokenPipeError:
+                    waiting = memoryview(b"")
+                if not waiting:
+                    selector.unregister(key.fd)
+                    source.close()
+            now = time.monotonic()
+            if now > deadline:
+                return "timeout"
+            if now > looked + TICK:
+                looked = now
+                if _size(folder) > folder_bytes:
+                    return "output_limit"
+        while not _over(process.pid):  # it closed its outputs and goes on
+            if time.monotonic() > deadline:
+                return "timeout"
+            time.sleep(TICK / 10)
+    return None
+
+
+def _over(pid: int) -> bool:
+    """Without reaping it: while it is there, its group's number is nobody else's."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """The whole group, also after its leader has ended: what is left of it has no business any more."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _size(folder: str) -> int:
+    """Bytes below ``folder``, and 4 KiB for each entry: empty files take room as well."""
+    total = 0
+    for path, folders, files in os.walk(folder):
+        for name in files:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(path, name)).st_size
+        total += 4096 * (len(folders) + len(files))
+    return total
+
+
+class Gate:
+    """Lets ``places`` threads in at once, or one thread alone."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._places = places
+        self._changed = threading.Condition()
+        self._queue = threading.Lock()
+
+    @contextmanager
+    def enter(self, *, alone: bool) -> Iterator[None]:
+        need = self._places if alone else 1
+        with self._queue, self._changed:  # who waits for all places lets nobody overtake
+            self._changed.wait_for(lambda: self._free >= need)
+            self._free -= need
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += need
+                self._changed.notify_all()
