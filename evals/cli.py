@@ -28,7 +28,7 @@ Better reasoning and faster decoding at inference time, without retraining the m
   forethought eval                     a strategy on a task, resumable, with intervals
   forethought compare RUN RUN          two runs, problem by problem
   forethought bench                    tokens per second of each decoder
-  forethought doctor                   versions, devices, kernels, memory bandwidth
+  forethought doctor                   versions, devices, kernels, memory bandwidth; --sandbox
 """
 
 SOLVE = """\
@@ -157,6 +157,10 @@ def _demo(args: argparse.Namespace, left: list[str]) -> int:
 def _doctor(args: argparse.Namespace, left: list[str]) -> int:
     if left:
         raise ValueError(f"doctor takes no {left[0]!r}")
+    if args.sandbox:
+        with waiting("attacking …"):
+            from .doctor import attacked
+        return attacked(as_json=args.json)
     with waiting("measuring …"):
         from .doctor import doctor, examine
 
@@ -196,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = command("bench", "measure tokens per second of each decoder on one model", _options("model", "decoder") + BENCH)
     demo = command("demo", "watch the built-in models solve problems", _options("decoder", "sampling") + DEMO)
     doctor = command("doctor", "show versions, devices, kernels, memory bandwidth")
+    doctor.add_argument("--sandbox", action="store_true", help="attack the code sandbox in every known way; takes a minute")
     for each in (solve, evaluate, bench, demo):
         each.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings, in Hydra's syntax")
     for each in (solve, evaluate, bench):

@@ -14,8 +14,9 @@ import torch
 
 from ..backend.load import BUILT_IN
 from ..kernels.attention import choose
+from ..verifiers.doctor import attack_matrix
 from . import machine
-from .terminal import amount, table
+from .terminal import amount, clean, table
 
 CPU_BYTES, GPU_BYTES = 1 << 28, 1 << 31
 """Size of what is read, far beyond any cache."""
@@ -25,6 +26,20 @@ def doctor(report: dict[str, Any], *, as_json: bool = False) -> int:
     """Print what :func:`examine` found. The exit code is 1 when something is missing that the first commands need."""
     print(json.dumps(report) if as_json else _page(report))
     return 1 if report["problems"] else 0
+
+
+def attacked(*, as_json: bool = False) -> int:
+    """Print which attacks each tier of the code sandbox stops. The exit code is 1 when one gets through, or no tier is there."""
+    rows = attack_matrix()
+    if as_json:
+        print(json.dumps([row.to_json() for row in rows]))
+    else:
+        said = {True: "stopped", False: "GOT THROUGH", None: "not here"}
+        print(table(["attack", "tier", ""], [[row.attack, row.tier, said[row.stopped]] for row in rows]))
+        for row in rows:
+            if not row.stopped:
+                print(f"{row.tier}, {row.attack}: {clean(row.note)}")
+    return 1 if any(row.stopped is False for row in rows) or not any(row.stopped for row in rows) else 0
 
 
 def examine() -> dict[str, Any]:

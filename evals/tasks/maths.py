@@ -5,42 +5,21 @@ Answers are compared by :class:`~forethought.verifiers.maths.Maths`. The rows ar
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 from ...schema import Problem
 from ...verifiers.exact import key
 from ...verifiers.extract import final_answer
 from ...verifiers.maths import Maths
-from .rows import Source, rows
-from .task import Task
+from .rows import RowsTask, Source
 
 PROMPT = "{question}\n\nReason step by step, and put the final answer within \\boxed{}."
 
 
-class _Rows(Task):
-    """``path``: a file of JSON lines or a Hub id, instead of where the rows should be. ``count``: only the first ones."""
+class _ShortAnswer(RowsTask):
+    """Its answers are short and compared as mathematics."""
 
-    source: Source
-
-    def __init__(self, path: str | None = None, count: int | None = None, prompt: str = PROMPT) -> None:
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-            raise ValueError(f"task.count={count!r}: a whole number of at least 1, or null for all")
-        if "{question}" not in prompt:
-            raise ValueError(f"task.prompt={prompt!r}: {{question}} is missing")
-        self.path, self.count, self.prompt = path, count, prompt
-
-    def problems(self) -> Sequence[Problem]:
-        found = rows(self.source, self.path)[: self.count]
-        try:
-            return [self.problem(i, row) for i, row in enumerate(found)]
-        except KeyError as e:
-            raise ValueError(f"{self.name}: a row without {e}") from None
-
-    @abstractmethod
-    def problem(self, number: int, row: dict[str, Any]) -> Problem:
-        """The problem of one row, the ``number``-th."""
+    default_prompt = PROMPT
 
     def read(self, text: str) -> str | None:
         answer = final_answer(text)
@@ -58,7 +37,7 @@ class _Rows(Task):
         return len(found)
 
 
-class Gsm8k(_Rows):
+class Gsm8k(_ShortAnswer):
     """1,319 grade-school word problems. Row 1042 has a wrong answer (3, should be 3.5), which is left as it is."""
 
     name = "gsm8k"
@@ -69,7 +48,7 @@ class Gsm8k(_Rows):
         return Problem(f"gsm8k/{number}", row["question"], answer.strip(), self.name, meta={"solution": solution.strip()})
 
 
-class Math500(_Rows):
+class Math500(_ShortAnswer):
     """500 competition problems of the MATH test set, of levels 1 to 5."""
 
     name = "math500"
@@ -80,7 +59,7 @@ class Math500(_Rows):
         return Problem(f"math500/{row['unique_id']}", row["problem"], row["answer"], self.name, int(row["level"]), meta)
 
 
-class Aime(_Rows):
+class Aime(_ShortAnswer):
     """The 30 problems of the 2024 contests; answers are whole numbers from 0 to 999."""
 
     name = "aime24"

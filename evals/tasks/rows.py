@@ -5,10 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ...schema import Problem
+from .task import Task
 
 
 class Source(NamedTuple):
@@ -18,6 +22,36 @@ class Source(NamedTuple):
     hub: str
     subset: str | None
     split: str
+
+
+class RowsTask(Task):
+    """``path``: a file of JSON lines or a Hub id, instead of where the rows should be. ``count``: only the first ones."""
+
+    source: Source
+    default_prompt: str
+
+    def __init__(self, path: str | None = None, count: int | None = None, prompt: str | None = None) -> None:
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise ValueError(f"task.count={count!r}: a whole number of at least 1, or null for all")
+        prompt = self.default_prompt if prompt is None else prompt
+        if "{question}" not in prompt:
+            raise ValueError(f"task.prompt={prompt!r}: {{question}} is missing")
+        self.path, self.count, self.prompt = path, count, prompt
+
+    def problems(self) -> Sequence[Problem]:
+        found = [row for row in rows(self.source, self.path) if self.keep(row)][: self.count]
+        try:
+            return [self.problem(i, row) for i, row in enumerate(found)]
+        except KeyError as e:
+            raise ValueError(f"{self.name}: a row without {e}") from None
+
+    def keep(self, row: dict[str, Any]) -> bool:
+        """Whether a row belongs to the benchmark."""
+        return True
+
+    @abstractmethod
+    def problem(self, number: int, row: dict[str, Any]) -> Problem:
+        """The problem of one row, the ``number``-th."""
 
 
 def rows(source: Source, given: str | None) -> list[dict[str, Any]]:

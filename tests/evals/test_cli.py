@@ -287,3 +287,22 @@ def test_solve_with_nano(capsys: pytest.CaptureFixture[str]) -> None:
 def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, "demo")
     assert {line.split()[0] for line in out.splitlines() if re.match(r"nano\S* .*%", line)} == {"nano", "nano-draft"}
+
+
+@pytest.mark.parametrize(
+    ("stopped", "code", "word"), [([True, None], 0, "stopped"), ([True, False], 1, "GOT THROUGH"), ([None, None], 1, "not here")]
+)
+def test_doctor_fails_where_an_attack_gets_through(
+    stopped: list[bool | None], code: int, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from forethought.evals import doctor
+    from forethought.verifiers.doctor import Row
+
+    rows = [Row(f"attack {i}", "landlock", each, "why\x1b[2J") for i, each in enumerate(stopped)]
+    monkeypatch.setattr(doctor, "attack_matrix", lambda: rows)
+    assert main(["doctor", "--sandbox"]) == code
+    printed = capsys.readouterr().out
+    assert word in printed
+    assert "\x1b" not in printed
+    assert main(["doctor", "--sandbox", "--json"]) == code
+    assert json.loads(capsys.readouterr().out)[0]["attack"] == "attack 0"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from forethought.evals.config import build, compose
+from forethought.evals.tasks.code import HumanEval, HumanEvalPlus, Mbpp
 from forethought.evals.tasks.maths import Aime, Gsm8k, Math500
 from forethought.evals.tasks.rows import Source, rows
 
@@ -109,9 +110,25 @@ def test_rows_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         Gsm8k("org/none").problems()
 
 
-@pytest.mark.parametrize("option", ["gsm8k", "math500", "aime", "nano_math"])
+@pytest.mark.parametrize("option", ["gsm8k", "math500", "aime", "nano_math", "humaneval", "humanevalplus", "mbpp"])
 def test_configs_build(option: str) -> None:
     assert build(compose("eval", [f"task={option}"]).task).name.startswith(option)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("task", "count"), [(HumanEval, 164), (HumanEvalPlus, 164), (Mbpp, 500)])
+def test_code_is_asked_for_and_judged(task: Any, count: int) -> None:
+    problems = task().problems()
+    assert len({problem.id for problem in problems}) == len(problems) == count
+    first = problems[0]
+    source = first.meta.get("prompt", "") + first.meta["reference"]
+    judge = task().truth()
+    try:
+        right, wrong = asyncio.run(judge.ajudge(first, [f"Here:\n```python\n{source}\n```", "```python\ndef f(): pass\n```"]))
+    finally:
+        judge.close()
+    assert (right.status, wrong.status) == ("correct", "wrong")
+    assert task().read(f"```python\n{source}\n```").strip() == source.strip().replace("\r\n", "\n")
 
 
 @pytest.mark.parametrize(("options", "message"), [({"count": 0}, "task.count=0"), ({"prompt": "no hole"}, "question")])
