@@ -59,9 +59,8 @@ def _whole(value: Any) -> bool:
 class Split:
     """Where the time of a run went; seconds."""
 
-    sampling: float = 0.0
-    """From a problem's first request to its last answer, summed over problems that overlap."""
     verifying: float = 0.0
+    """Summed over problems that overlap."""
     writing: float = 0.0
     wall: float = 0.0
     draws: int = 0
@@ -146,9 +145,7 @@ class _Work:
     async def _solve(self, problem: Problem) -> None:
         new: list[Completion] = []
         seed = seed_of(self.seed, problem.id)
-        begin = time.perf_counter()
         solution = await self.strategy.asolve(problem, Draws(seed, self._known.get(problem.id, {}), new.append))
-        self.split.sampling += time.perf_counter() - begin
         self.split.draws += len(new)
         self.split.tokens += sum(completion.cost.kept for completion in new)
         self._append("samples", [_sample(problem, completion) for completion in new])

@@ -19,7 +19,7 @@ import forethought as ft
 from forethought.backend.batch import Output, TokenBatch
 from forethought.backend.request import Row
 from forethought.decoding import noise, speculation
-from forethought.decoding.pace import Curve, Pace, Record
+from forethought.decoding.pace import AGAIN, TRIED, Curve, Pace, Record
 from forethought.decoding.source import Source
 from forethought.decoding.speculation import Speculation
 from forethought.decoding.tree import Tree, best
@@ -413,3 +413,42 @@ def test_nodes_that_cost_more_than_they_give_are_below_the_floor() -> None:
     record.rows = 0
     pace.plan(0, 1)
     assert pace.floor(0) <= 0.15 < honest
+
+
+def knowing(pace: Pace) -> None:
+    """A token a second without drafts, and a source whose eight tokens are nearly free and as good as sure."""
+    for _ in range(20):
+        for nodes in range(1, 9):
+            pace.step(1).add(1 + nodes, 1 + 0.01 * nodes)
+            pace.records[0].cost.add(nodes, 0.01 * nodes)
+        pace.plain.add(1, 1.0)
+        pace.records[0].trees.append((8, Tree.chain(range(8), [0.9**i for i in range(1, 9)])))
+
+
+def test_what_was_gained_overrules_what_was_expected() -> None:
+    pace = Pace(1, 8)
+    knowing(pace)
+    assert pace.plan(0, 1) > 0
+    for _ in range(TRIED):
+        pace.count(1, 9, 1, 1.08, 0.08)  # nothing was accepted, whatever the scores say
+    asked = [pace.plan(0, 1) for _ in range(AGAIN)]
+    assert asked[0] == 0
+    assert any(asked), "and after a while it is tried again"
+    pace = Pace(1, 8)
+    knowing(pace)
+    for _ in range(TRIED):
+        pace.count(1, 9, 6, 1.08, 0.08)
+    assert pace.plan(0, 1) > 0
+
+
+def test_tokens_of_many_rows_take_longer_than_of_few() -> None:
+    """As they do: what is learnt with two rows says nothing of thirty."""
+    pace = Pace(1, 16)
+    for _ in range(10):
+        pace.count(2, 2, 2, 1.0, 0.0)
+        pace.count(30, 30, 30, 3.0, 0.0)
+        pace.count(2, 32, 4, 1.5, 0.0)
+        pace.count(30, 60, 32, 8.0, 0.0)
+    assert pace.time(2, 32) == pytest.approx(1.5)
+    assert pace.time(30, 60) == pytest.approx(8.0)
+    assert pace.time(30, 32) > 3.0
