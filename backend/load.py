@@ -20,8 +20,6 @@ from .transformer import Transformer, supports
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "nano" / "weights"
 WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.txt", "*.model", "*.tiktoken")
-END_BYTES = 1 << 20
-"""Of a weights file, what its hash reads at either end."""
 UNWANTED = ("onnx/*", "original/*", "consolidated*")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
@@ -62,20 +60,13 @@ def load(
 
 
 def weights_hash(name_or_path: str | Path) -> str:
-    """What tells checkpoints apart: sha256 over the config and, of each weights file, its size, header and both ends.
-
-    Reads some megabytes, whatever the model's size: it finds another checkpoint or revision, not a forgery.
-    """
+    """What tells checkpoints apart: sha256 over the config and all weights. Reads every byte, about as long as loading does."""
     _, path = _find(name_or_path, code=False)
-    digest = hashlib.sha256((path / "config.json").read_bytes())
-    for file in safetensors_files(path):
+    whole = hashlib.sha256()
+    for file in (path / "config.json", *safetensors_files(path)):
         with open(file, "rb") as data:
-            size = data.seek(0, 2)
-            digest.update(f"{file.name}:{size}".encode())
-            for begin in (0, max(0, size - END_BYTES)):
-                data.seek(begin)
-                digest.update(data.read(END_BYTES))
-    return digest.hexdigest()
+            whole.update(file.name.encode() + hashlib.file_digest(data, "sha256").digest())
+    return whole.hexdigest()
 
 
 def _find(name_or_path: str | Path, code: bool) -> tuple[str, Path]:

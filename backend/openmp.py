@@ -1,4 +1,4 @@
-"""torch's threads on a CPU: whoever computes no more for now gives its OpenMP workers back.
+"""torch's threads on a CPU: whoever waits gives its OpenMP workers back.
 
 Every thread that ever computed in parallel keeps workers of its own. Once there are more of all these than cores, GNU OpenMP
 has them sleep between parallel regions instead of spinning, and waking them takes longer than a small model's layers: a forward

@@ -2,8 +2,8 @@
 
 ``T(q)``, the time of a step with q new tokens, is learnt from the steps themselves; so are, for each source, what a proposal
 of n nodes costs, what its scores are worth at each depth, and what trees it proposed lately. A node is worth verifying while its
-acceptance exceeds what its time would give elsewhere: the engine's own tokens per second. Host only, no model. Changes speed,
-never text. Cost: some microseconds a step and a row.
+acceptance exceeds what its time would give elsewhere: the engine's own tokens per second. What drafting turns out to gain
+overrules what was expected of it. Host only, no model. Changes speed, never text. Cost: some microseconds a step and a row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from itertools import chain
 from .tree import Tree
 
 AGAIN = 64
-"""The size to ask a source for is reckoned anew every so many steps, and when the number of rows changes."""
+"""The size to ask a source for is reckoned anew every so many steps, and in another octave of rows."""
 TRIED = 64
 """Rows that were drafted for until what that gained counts more than what was expected of it."""
 WASTE = 0.02

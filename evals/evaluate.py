@@ -29,7 +29,7 @@ from . import machine
 from .config import build, compose, expand, options
 from .folder import RunFolder
 from .results import Results, show
-from .solve import load
+from .solve import ask, load
 from .tasks.task import Task
 
 AHEAD = 2
@@ -97,7 +97,7 @@ def evaluate_one(config: DictConfig) -> Results | None:
     with RunFolder(path, what) as folder, Engine(model, decoder) as engine:
         folder.write("config.yaml", OmegaConf.to_yaml(config))
         folder.write("environment.json", json.dumps(machine.describe(str(model.info.device)), indent=1) + "\n")
-        strategy = make(engine, ask=partial(_ask, task, chat=_chats(model)), read=task.read, **given)
+        strategy = make(engine, ask=lambda problem: ask(model, task.prompt.replace("{question}", problem.question)), read=task.read, **given)
         work = _Work(folder, task, strategy, task.truth(), seed)
         start = time.perf_counter()
         try:
@@ -182,17 +182,6 @@ def _solution(problem: Problem, solution: Solution) -> dict[str, Any]:
     short = Solution(solution.problem_id, solution.answer, [], solution.chosen, solution.cost, solution.meta)
     asked = {"question": problem.question, "gold": problem.answer, "level": problem.level}
     return short.to_json() | {"candidates": candidates} | asked
-
-
-def _ask(task: Task, problem: Problem, *, chat: bool) -> Any:
-    text = task.prompt.replace("{question}", problem.question)
-    return [{"role": "user", "content": text}] if chat else text
-
-
-def _chats(model: Any) -> bool:
-    if model.text is None:
-        raise ValueError(f"{model.info.name} has no tokenizer, so it cannot be asked in words")
-    return bool(model.text.tokenizer.chat_template)
 
 
 def _identity(config: DictConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..schema import Json
+from ..schema import Cost, Json
 from .bootstrap import Estimate, interval
 from .estimators import pass_at_k, vote_at_k
 from .folder import identity, read
@@ -100,14 +100,14 @@ class Results(Json):
         curves = _curves(judged, ks)
         levels = sorted({problem.level for problem in judged if problem.level is not None})
         by_level = {level: [float(p.right) for p in judged if p.level == level] for level in levels}
-        computed = sum(row["cost"]["prompt"] + row["cost"]["kept"] + row["cost"]["discarded"] for row in read(path, "solutions"))
+        flops = sum(Cost.from_json(row["cost"]).flops(parameters) for row in read(path, "solutions"))
         return cls(
             path=str(path), problems=len(judged), draws=len(draws), accuracy=Figure.of([float(p.right) for p in judged]),
             coverage=curves["coverage"], votes=curves["votes"],
             levels={str(level): Figure.of(values) for level, values in by_level.items()},
             statuses=dict(sorted(Counter(draw.status for draw in draws).items())),
             truncated=sum(draw.finish == "length" for draw in draws) / len(draws),
-            tokens=sum(draw.tokens for draw in draws) / len(draws), flops=2.0 * parameters * computed, timing=split or {},
+            tokens=sum(draw.tokens for draw in draws) / len(draws), flops=flops, timing=split or {},
         )  # fmt: skip
 
 

@@ -158,7 +158,7 @@ def test_the_hash_of_weights_sees_another_checkpoint(tmp_path: Path) -> None:
     same = weights_hash(tmp_path)
     assert same == weights_hash("nano") != weights_hash("nano-draft")
     data = bytearray((tmp_path / "model.safetensors").read_bytes())
-    data[-1] ^= 1
+    data[len(data) // 2] ^= 1  # wherever it is
     (tmp_path / "model.safetensors").write_bytes(data)
     assert weights_hash(tmp_path) != same
 
