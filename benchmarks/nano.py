@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import forethought as ft
+from forethought.evals.estimators import pass_at_k
 from forethought.nano.problems import problems, read_answer
 from forethought.schema import Completion, Problem
 
@@ -65,12 +65,6 @@ def run(name: str, tests: list[Problem], label: str, **options: Any) -> Run:
     every = list(itertools.chain.from_iterable(completions))
     unfinished = sum(c.finish_reason != "stop" for c in every) / len(every)
     return Run(right, sum(len(c.token_ids) for c in every), seconds, unfinished)
-
-
-def pass_at(k: int, right: NDArray[np.bool_]) -> Floats:
-    """For each problem, the chance that k of its n samples, drawn without replacement, hold a right one."""
-    n = right.shape[1]
-    return np.array([1 - math.comb(n - int(c), k) / math.comb(n, k) for c in right.sum(1)])
 
 
 def slope(levels: Floats, values: Floats) -> float:
@@ -116,7 +110,7 @@ def main() -> None:
     greedy = {name: run(name, tests, f"{name}, greedy", n=1, temperature=0.0, **common) for name in ("nano", "nano-draft")}
 
     levels = np.array([test.level for test in tests], dtype=np.float64)
-    once, many = pass_at(1, sampled.right), pass_at(options.samples, sampled.right)
+    once, many = pass_at_k(options.samples, sampled.right.sum(1), [1, options.samples]).T
     count = len(tests)
     figures = {
         "pass@1": resampled(lambda i: once[i].mean(), count),

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..backend.engine import Engine
 from ..backend.load import weights_hash
-from ..schema import Completion, Problem, Solution, Verdict
+from ..schema import Completion, Problem, Prompt, Solution, Verdict
 from ..search.strategy import Draws, Strategy, seed_of
 from ..verifiers.verifier import Verifier
 from . import machine
@@ -97,7 +97,11 @@ def evaluate_one(config: DictConfig) -> Results | None:
     with RunFolder(path, what) as folder, Engine(model, decoder) as engine:
         folder.write("config.yaml", OmegaConf.to_yaml(config))
         folder.write("environment.json", json.dumps(machine.describe(str(model.info.device)), indent=1) + "\n")
-        strategy = make(engine, ask=lambda problem: ask(model, task.prompt.replace("{question}", problem.question)), read=task.read, **given)
+
+        def put(problem: Problem) -> Prompt:
+            return ask(model, task.prompt.replace("{question}", problem.question))
+
+        strategy = make(engine, ask=put, read=task.read, **given)
         work = _Work(folder, task, strategy, task.truth(), seed)
         start = time.perf_counter()
         try:

@@ -31,14 +31,6 @@ for i in range(100):
 """
 
 
-@pytest.fixture(scope="module", params=TIERS)
-def box(request: pytest.FixtureRequest) -> Sandbox:
-    try:
-        return Sandbox(request.param)
-    except Unavailable as error:
-        pytest.skip(f"TIER NOT TESTED: {error}")
-
-
 def run(box: Sandbox, text: str, *, seconds: float = 5.0, stdin: str | None = None) -> Ran:
     return box.run(Program([text], as_main=True, stdin=stdin), Limits(seconds=seconds))
 

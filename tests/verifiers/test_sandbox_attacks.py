@@ -11,7 +11,7 @@ import pytest
 
 from forethought.verifiers import doctor
 from forethought.verifiers.attacks import ATTACKS, Attack
-from forethought.verifiers.sandbox import NOBODY, Limits, Program, Ran, Sandbox, Unavailable
+from forethought.verifiers.sandbox import NOBODY, Limits, Program, Ran, Sandbox
 
 TIERS = ("bwrap", "landlock")
 KERNEL_MAY_STOP = {"trace another process": "Yama", "a user namespace": "AppArmor or a setting"}
@@ -29,14 +29,6 @@ def plainly(text):
 through = {attack.name: doctor.attempt(attack, plainly)[0] for attack in ATTACKS}
 print(json.dumps([through, [row.to_json() for row in doctor.attack_matrix()]]))
 """
-
-
-@pytest.fixture(scope="module", params=TIERS)
-def box(request: pytest.FixtureRequest) -> Sandbox:
-    try:
-        return Sandbox(request.param)
-    except Unavailable as error:
-        pytest.skip(f"TIER NOT TESTED: {error}")
 
 
 def plainly(text: str) -> Ran:
