@@ -49,16 +49,12 @@ from __future__ import annotations
 
 import argparse
 import gc
-import itertools
 import json
 import math
 import os
 import statistics
 import sys
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,368 +62,25 @@ import numpy as np
 import torch
 import transformers
 from decode import TIE, machine
+from speculation_contenders import PLAIN, Models, Settings, contenders
+from speculation_steps import SIZES, Clock, Ids, Table, Tally, told
 
 import forethought as ft
-from forethought.backend.batch import Output, Row, TokenBatch
-from forethought.backend.decoder import Decision, Draft
-from forethought.backend.kv import Context, KVPool
-from forethought.backend.load import BUILT_IN
-from forethought.backend.request import Request
-from forethought.backend.request import Row as Line
+from forethought.backend.batch import Row, TokenBatch
 from forethought.nano.problems import problems
 
-SIZES = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 64)
-"""New tokens a row that T is measured at."""
 TIMES = 9
 """How often in a repeat, at least."""
 OTHERS = 8
 """Problems of the untimed pass, at least."""
-NGRAM_TOKENS = 10
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 SPEC_BENCH = {"mt_bench": MT_BENCH} | {name: (name,) for name in ("translation", "summarization", "qa", "math_reasoning", "rag")}
 TASKS = ("math", *SPEC_BENCH)
-PLAIN = "autoregressive"
 COUNTERPART = {
     PLAIN: "hf-plain", "lookahead": "hf-prompt-lookup", "prompt_lookup": "hf-prompt-lookup", "speculative": "hf-assisted",
     "lookahead+draft": "hf-assisted",
 }  # fmt: skip
 DECODERS = (*COUNTERPART, "hf-plain", "hf-prompt-lookup", "hf-assisted")
-Ids = list[int]
-
-
-# ---- T --------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Table:
-    """T: median seconds of a call; ``seconds[i][j]`` for ``rows[i]`` rows of ``sizes[j]`` new tokens. Linear in between."""
-
-    rows: Sequence[int]
-    sizes: Sequence[int]
-    seconds: Sequence[Sequence[float]]
-
-    def __call__(self, rows: float, size: float) -> float:
-        at_size = [float(np.interp(size, self.sizes, line)) for line in self.seconds]
-        return float(np.interp(rows, self.rows, at_size))
-
-
-class Clock:
-    """Measures T behind ``prompt`` tokens computed at once and ``written`` ones computed one by one, all rows together."""
-
-    def __init__(self, model: ft.Model, prompt: int, written: int, rows: Sequence[int], sizes: Sequence[int]) -> None:
-        self.model, self.rows, self.sizes = model, rows, sizes
-        self._draw = np.random.default_rng(0)
-        self._contexts = [self._fill(count, prompt, written) for count in rows]
-        self._seconds: list[list[list[float]]] = [[] for _ in rows]
-
-    def _ids(self, count: int) -> Ids:
-        return self._draw.integers(0, self.model.info.vocab_size, count).tolist()  # type: ignore[no-any-return]
-
-    def _fill(self, count: int, prompt: int, written: int) -> list[Context]:
-        pool = self.model.new_pool(count * (prompt + written + max(self.sizes)))
-        contexts = [pool.new_context() for _ in range(count)]
-        for rows in (*([Row(context, self._ids(prompt))] for context in contexts), *([] for _ in range(written))):
-            call = TokenBatch(pool, rows or [Row(context, self._ids(1)) for context in contexts])
-            self.model.forward(call)
-            call.commit()
-        return contexts
-
-    def take_turn(self, times: int) -> None:
-        """Every size ``times`` times, and once before: what others left in the caches is theirs."""
-        for contexts, rounds in zip(self._contexts, self._seconds, strict=True):
-            rounds += [[self._call(contexts, size) for size in self.sizes] for _ in range(times + 1)][1:]
-
-    def _call(self, contexts: Sequence[Context], size: int) -> float:
-        drafts = [self._ids(size) for _ in contexts]
-        start = time.perf_counter()
-        call = TokenBatch(contexts[0].pool, [Row(context, ids) for context, ids in zip(contexts, drafts, strict=True)])
-        logits = self.model.forward(call).logits
-        assert logits is not None
-        logits.argmax(-1).tolist()
-        call.rollback()
-        return time.perf_counter() - start
-
-    def table(self) -> Table:
-        """Medians since the last table."""
-        seconds, self._seconds = self._seconds, [[] for _ in self.rows]
-        return Table(self.rows, self.sizes, np.median(seconds, 1).tolist())
-
-
-# ---- what is compared -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Step:
-    """One call after the prompts, all rows together."""
-
-    rows: int
-    drafted: int
-    tokens: int = 0
-    """That became text."""
-    drafting: float = 0.0
-    """Seconds before the call."""
-    seconds: float = 0.0
-    """From the beginning of this step's drafting to that of the next one's."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a contender did in one repeat."""
-
-    seconds: float = 0.0
-    outputs: list[Ids] = field(default_factory=list)
-    given: int = 0
-    """Tokens that came of calls which are not in ``forwards``."""
-    forwards: int = 0
-    """Calls that could have verified a draft, request by request."""
-    drafted: int = 0
-    accepted: int = 0
-    drafting: int = 0
-    """Tokens that the draft model computed."""
-    steps: list[Step] = field(default_factory=list)
-    """Those that computed no prompts beside."""
-
-    @property
-    def tokens(self) -> int:
-        return sum(map(len, self.outputs))
-
-    @property
-    def mat(self) -> float:
-        """Mean accepted tokens, and the one that every call adds."""
-        return (self.tokens - self.given) / max(1, self.forwards)
-
-    @property
-    def overall(self) -> float:
-        """Tokens a second, prompts included."""
-        return self.tokens / self.seconds
-
-    @property
-    def speed(self) -> float:
-        """Tokens a second of decoding alone."""
-        return rate(self.steps, lambda step: step.seconds)
-
-    def allowed(self, table: Table) -> float:
-        """The same by ``table`` and the time that drafting took."""
-        return rate(self.steps, lambda step: told(step, table))
-
-
-def told(step: Step, table: Table) -> float:
-    """What ``table`` says a step takes, in seconds."""
-    return table(step.rows, 1 + step.drafted / step.rows) + step.drafting
-
-
-def rate(steps: Sequence[Step], seconds: Callable[[Step], float]) -> float:
-    if not steps:
-        raise ValueError("no step of decoding alone: longer outputs are needed")
-    return sum(step.tokens for step in steps) / sum(map(seconds, steps))
-
-
-class Watched(ft.Decoder):
-    """``inner``, and what its steps were."""
-
-    def __init__(self, inner: ft.Decoder) -> None:
-        self.inner, self.exact, self.hidden = inner, inner.exact, inner.hidden
-        self.steps: list[Step] = []
-        self.forwards = 0
-        self._now: Step | None = None
-        self._start = 0.0
-        self._alone = False
-
-    def bind(self, model: ft.Model) -> None:
-        self.inner.bind(model)
-
-    def open(self, request: Request, sample: int, pool: KVPool) -> list[Line]:
-        return self.inner.open(request, sample, pool)
-
-    def slots(self, request: Request, pool: KVPool) -> dict[KVPool, int]:
-        return self.inner.slots(request, pool)
-
-    def admit(self, row: Line) -> None:
-        self.inner.admit(row)
-
-    def draft(self, rows: Sequence[Line], budget: int) -> Draft | None:
-        start = time.perf_counter()
-        self.close(start)
-        draft = self.inner.draft(rows, budget)
-        self._now = Step(len(rows), 0 if draft is None else len(draft.ids), drafting=time.perf_counter() - start)
-        self._start, self._alone = start, False
-        self.forwards += len(rows)
-        return draft
-
-    def decide(self, rows: Sequence[Line], draft: Draft | None, output: Output) -> Decision:
-        if self._now is not None:
-            self._alone = output.tokens == self._now.rows + self._now.drafted
-        return self.inner.decide(rows, draft, output)
-
-    def observe(self, row: Line, ids: Sequence[int]) -> None:
-        if self._now is not None:
-            self._now.tokens += len(ids)
-        self.inner.observe(row, ids)
-
-    def preempt(self, row: Line) -> None:
-        self.inner.preempt(row)
-
-    def release(self, row: Line, outcome: Any) -> None:
-        self.inner.release(row, outcome)
-
-    def close(self, now: float) -> None:
-        """The step under way, if there is one, is over."""
-        step, self._now = self._now, None
-        if step is not None and self._alone:
-            step.seconds = now - self._start
-            self.steps.append(step)
-
-
-class Contender(ABC):
-    """Answers blocks of prompts, and keeps count in ``tally``, which :meth:`begin` makes anew."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.tally = name, Tally()
-
-    def begin(self) -> None:
-        """A repeat begins; not timed."""
-        self.tally = Tally()
-
-    @abstractmethod
-    def run(self, prompts: Sequence[Ids]) -> None:
-        """One block."""
-
-    def end(self) -> None:
-        """The repeat is over."""
-        return None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How long an answer may be, how its tokens are drawn, and how many fit an engine's KV pool."""
-
-    tokens: int
-    temperature: float
-    kv_slots: int
-
-    @classmethod
-    def of(cls, options: argparse.Namespace, prompts: Sequence[Ids], batch: int) -> Settings:
-        """With twice the slots that a block of ``batch`` can use, drafts included."""
-        longest = max(map(len, prompts)) + options.tokens + max(SIZES)
-        return cls(options.tokens, options.temperature, 2 * batch * longest)
-
-
-class Ours(Contender):
-    def __init__(self, name: str, model: ft.Model, make: Callable[[], ft.Decoder], settings: Settings) -> None:
-        super().__init__(name)
-        self.model, self.make, self.settings = model, make, settings
-
-    def begin(self) -> None:
-        super().begin()
-        self.watched = Watched(self.make())
-        self.engine = ft.Engine(self.model, self.watched, kv_slots=self.settings.kv_slots)
-
-    def run(self, prompts: Sequence[Ids]) -> None:
-        self.engine.clear_cache()
-        options = {"max_tokens": self.settings.tokens, "temperature": self.settings.temperature, "seed": 0}
-        start = time.perf_counter()
-        answers = self.engine.generate(list(prompts), progress=False, **options)
-        now = time.perf_counter()
-        self.watched.close(now)
-        tally = self.tally
-        tally.seconds += now - start
-        for completion in itertools.chain.from_iterable(answers):
-            tally.outputs.append(completion.token_ids)
-            tally.given += 1
-            tally.drafted += completion.cost.drafted
-            tally.accepted += completion.cost.accepted
-            tally.drafting += completion.cost.drafting
-        tally.forwards, tally.steps = self.watched.forwards, self.watched.steps
-
-    def end(self) -> None:
-        self.engine.close()
-
-
-class Fed:
-    """How many calls a transformers model has had, and of how many tokens."""
-
-    def __init__(self, model: Any) -> None:
-        self.calls = self.tokens = 0
-        model.register_forward_pre_hook(self._count, with_kwargs=True)
-
-    def _count(self, model: Any, positional: Any, named: dict[str, Any]) -> None:
-        self.calls += 1
-        self.tokens += named["input_ids"].shape[1]
-
-
-class Peer(Contender):
-    """transformers.generate, one request at a time. ``options``: what makes it draft."""
-
-    def __init__(self, name: str, models: Models, settings: Settings, **options: Any) -> None:
-        super().__init__(name)
-        self.model, self.fed, self.drafts = models.peer, models.fed, models.peer_draft_fed
-        stops = list(models.target.info.defaults.stop_ids)
-        self.options = options | {"max_new_tokens": settings.tokens, "eos_token_id": stops or None, "pad_token_id": 0}
-        if settings.temperature:
-            self.options |= {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
-        else:
-            self.options |= {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-
-    def run(self, prompts: Sequence[Ids]) -> None:
-        tally = self.tally
-        for prompt in prompts:
-            calls, fed, drafting = self.fed.calls, self.fed.tokens, self.drafts.tokens if self.drafts else 0
-            start = time.perf_counter()
-            ids = torch.tensor([prompt], device=self.model.device)
-            output: Ids = self.model.generate(ids, attention_mask=torch.ones_like(ids), **self.options)[0, len(prompt) :].tolist()
-            tally.seconds += time.perf_counter() - start
-            tally.outputs.append(output)
-            calls, fed = self.fed.calls - calls, self.fed.tokens - fed
-            tally.forwards += calls
-            tally.drafted += fed - len(prompt) - (calls - 1)
-            tally.accepted += len(output) - calls
-            tally.drafting += self.drafts.tokens - drafting if self.drafts else 0
-
-
-class Models:
-    """The model and its draft model: ours, and transformers' where they are wanted."""
-
-    def __init__(self, names: Sequence[str], target: str, draft: str, device: str) -> None:
-        self.target = ft.load(target, device=device)
-        self.draft = ft.load(draft, device=device) if {"speculative", "lookahead+draft"} & set(names) else None
-        self.peer = self._peer(target) if any(name.startswith("hf-") for name in names) else None
-        self.peer_draft = self._peer(draft) if "hf-assisted" in names else None
-        self.fed = None if self.peer is None else Fed(self.peer)
-        self.peer_draft_fed = None if self.peer_draft is None else Fed(self.peer_draft)
-
-    def _peer(self, name: str) -> Any:
-        path = BUILT_IN / name if (BUILT_IN / name).is_dir() else name
-        peer = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=self.target.info.dtype)
-        return peer.eval().to(self.target.info.device)
-
-
-def contenders(names: Sequence[str], models: Models, settings: Settings, warm: Sequence[Ids]) -> list[Contender]:
-    """Who is to run. ``warm``: what Lookahead remembers beforehand."""
-
-    def lookahead() -> ft.Lookahead:
-        decoder = ft.Lookahead()
-        decoder.warm_up(warm)
-        return decoder
-
-    def drafting(*others: ft.Decoder, draft_tokens: int) -> ft.Decoder:
-        return ft.Speculative([models.draft, *others], draft_tokens, tree=[1] * 8)  # type: ignore[list-item]
-
-    ours: dict[str, Callable[[], ft.Decoder]] = {
-        PLAIN: ft.Autoregressive,
-        "lookahead": lookahead,
-        "prompt_lookup": lambda: ft.PromptLookup(NGRAM_TOKENS),
-        "speculative": lambda: drafting(draft_tokens=8),
-        "lookahead+draft": lambda: drafting(lookahead(), draft_tokens=16),
-    }
-    theirs: dict[str, dict[str, Any]] = {
-        "hf-plain": {},
-        "hf-prompt-lookup": {"prompt_lookup_num_tokens": NGRAM_TOKENS},
-        "hf-assisted": {"assistant_model": models.peer_draft},
-    }
-    return [
-        Ours(name, models.target, ours[name], settings) if name in ours else Peer(name, models, settings, **theirs[name])
-        for name in names
-    ]
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------------------

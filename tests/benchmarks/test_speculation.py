@@ -91,12 +91,13 @@ def test_table_is_linear_between_what_was_measured(speculation: ModuleType) -> N
 def test_prediction_is_mat_over_what_a_step_costs(speculation: ModuleType) -> None:
     """Where every step is alike. 3 rows; 4 drafts each, 2.5 tokens of it; 3 ms of drafting; T(1) = 10 ms, T(5) = 14 ms."""
     table = speculation.Table([3], [1, 5], [[0.010, 0.014]])
+    step = sys.modules["speculation_steps"].Step
     plain = speculation.Tally(
-        seconds=2.0, outputs=[[0] * 51] * 3, given=3, forwards=150, steps=[speculation.Step(3, 0, 3, 0.0, 0.012)] * 50
+        seconds=2.0, outputs=[[0] * 51] * 3, given=3, forwards=150, steps=[step(3, 0, 3, 0.0, 0.012)] * 50
     )
     drafting = speculation.Tally(
         seconds=1.0, outputs=[[0] * 51] * 3, given=3, forwards=60, drafted=240, accepted=90, drafting=306,
-        steps=[speculation.Step(3, 12, 8 - i % 2, 0.003, 0.018) for i in range(20)],
+        steps=[step(3, 12, 8 - i % 2, 0.003, 0.018) for i in range(20)],
     )  # fmt: skip
     assert (plain.mat, drafting.mat) == (1, 2.5)
     row = speculation.summary("speculative", [{"autoregressive": plain, "speculative": drafting}] * 2, [table] * 2)
@@ -112,7 +113,8 @@ def test_what_is_watched_is_what_is_billed(speculation: ModuleType) -> None:
     """Every call of a request but its prompt's; every draft; every token but the prompt's, or those beside other prompts."""
     model = ft.load("nano", device="cpu")
     prompts = [[1, *range(40 + i, 60 + i), *range(40 + i, 55 + i)] for i in range(3)]
-    ours = speculation.Ours("lookahead", model, lambda: ft.Lookahead(4, adaptive=False), speculation.Settings(20, 0.0, 1000))
+    who = sys.modules["speculation_contenders"]
+    ours = who.Ours("lookahead", model, lambda: ft.Lookahead(4, adaptive=False), who.Settings(20, 0.0, 1000))
     ours.begin()
     ours.run(prompts)
     ours.end()
