@@ -19,7 +19,7 @@ import forethought as ft
 from forethought.backend.batch import Output, TokenBatch
 from forethought.backend.request import Row
 from forethought.decoding import noise, speculation
-from forethought.decoding.pace import AGAIN, TRIED, Curve, Pace, Record
+from forethought.decoding.pace import AGAIN, TRIED, WATCHED, Curve, Pace, Record, _stretch
 from forethought.decoding.source import Source
 from forethought.decoding.speculation import Speculation
 from forethought.decoding.tree import Tree, best
@@ -407,6 +407,9 @@ def test_nodes_that_cost_more_than_they_give_are_below_the_floor() -> None:
     assert not record.probing
     assert pace.floor(0) == pytest.approx(0.4, rel=0.25), "as far as bins of half an octave tell"
     honest = pace.floor(0)
+    record.probing = True
+    assert pace.floor(0) == 0, "to see what they are worth, all are wanted"
+    record.probing = False
     modest = Tree.chain([1], [0.15])
     for _ in range(200):  # what scores 0.15 turns out to be accepted four times of five
         record.learn(modest, modest, [1] if _ % 5 else [2])
@@ -439,6 +442,27 @@ def test_what_was_gained_overrules_what_was_expected() -> None:
     for _ in range(TRIED):
         pace.count(1, 9, 6, 1.08, 0.08)
     assert pace.plan(0, 1) > 0
+
+
+def test_what_was_not_asked_for_goes_on_falling_as_the_rest_did() -> None:
+    assert _stretch([0.9, 0.81], 2, 4) == pytest.approx([0.9, 0.81, 0.729, 0.6561])
+    assert _stretch([0.5, 0.25], 2, 3) == pytest.approx([0.5, 0.25, 0.125])
+    assert _stretch([0.9, 0.8], 4, 6) == [0.9, 0.8], "no more came, though more was asked for"
+    assert _stretch([0.9, 0.8], 4, 1) == [0.9]
+
+
+def test_a_source_that_little_is_known_of_is_asked_for_few_rows(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, deep = Guess(clock, lambda place: 0.0, small), list[int]()
+    guess = source.propose
+
+    def propose(rows: Sequence[Row], nodes: int, depths: Sequence[int], floor: float) -> list[Tree]:
+        deep.append(sum(depth > 0 for depth in depths))
+        return guess(rows, nodes, depths, floor)
+
+    monkeypatch.setattr(source, "propose", propose)
+    live(monkeypatch, clock, flat, [source], rows=12, tokens=60)
+    assert deep
+    assert max(deep[:2]) == WATCHED
 
 
 def test_tokens_of_many_rows_take_longer_than_of_few() -> None:

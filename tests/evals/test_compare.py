@@ -11,6 +11,7 @@ import pytest
 from forethought.evals.cli import main
 from forethought.evals.compare import paired
 from forethought.evals.folder import RunFolder
+from forethought.evals.results import Results
 
 
 def made(path: Path, rights: dict[str, list[bool]], question: str = "?") -> Path:
@@ -45,6 +46,13 @@ def test_the_difference_is_taken_problem_by_problem(tmp_path: Path) -> None:
     assert found["p"] == pytest.approx(0.25)
     back = paired(second, first)
     assert back["rows"][0]["difference"] == pytest.approx(-0.3)
+
+
+def test_figures_do_not_depend_on_who_was_finished_first(tmp_path: Path) -> None:
+    problems = {f"p{i}": [i % 3 == 0, i % 2 == 0, True] for i in range(20)}
+    first, second = made(tmp_path / "a", problems), made(tmp_path / "b", dict(reversed(problems.items())))
+    a, b = (Results.of(path, [1, 2, 3]).to_json() | {"path": ""} for path in (first, second))
+    assert a == b
 
 
 def test_equal_runs_do_not_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

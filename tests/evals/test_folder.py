@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,19 @@ def test_lines_come_back_in_order_over_several_openings(tmp_path: Path) -> None:
         folder.append("samples", rows[2:])
     assert list(read(tmp_path / "deep" / "run", "samples")) == rows
     assert identity(tmp_path / "deep" / "run") == {"format": FORMAT, **WHAT}
+
+
+def test_lines_are_synced_before_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append((tmp_path / "samples.jsonl").read_text())
+
+    with RunFolder(tmp_path, WHAT) as folder:
+        monkeypatch.setattr(os, "fsync", fsync)
+        folder.append("samples", [{"i": 0}])
+        folder.append("samples", [{"i": 1}, {"i": 2}])
+    assert synced == ['{"i": 0}\n', '{"i": 0}\n{"i": 1}\n{"i": 2}\n']
 
 
 def test_a_torn_line_is_overlooked_and_cut_off(tmp_path: Path) -> None:

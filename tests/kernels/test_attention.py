@@ -203,6 +203,12 @@ def test_hidden_and_empty_parts(write, agree):
 
 
 @pytest.mark.parametrize("dim_v", [8, 4])
+def test_one_row_alone_of_which_a_query_sees_nothing(write, agree, dim_v):
+    for slots in ([0, 1, 2], [4, 0, 9]):  # side by side, and not
+        agree(write.views([write.Row([5, 6], [write.Part(slots)], last=[[-1], [2]])]), shape={"dim_v": dim_v})
+
+
+@pytest.mark.parametrize("dim_v", [8, 4])
 @pytest.mark.parametrize("window", [None, 2])
 def test_everything_hidden(write, agree, dim_v, window):
     row = write.Row([5, 6], [write.Part([0, 1]), write.Part([2, 3])], last=[[-1, -1], [-1, -1]])
