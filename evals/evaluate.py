@@ -102,12 +102,17 @@ def evaluate_one(config: DictConfig) -> Results | None:
             return ask(model, task.prompt.replace("{question}", problem.question))
 
         strategy = make(engine, ask=put, read=task.read, **given)
-        work = _Work(folder, task, strategy, task.truth(), seed)
+        truth = task.truth()
+        work = _Work(folder, task, strategy, truth, seed)
         start = time.perf_counter()
         try:
             asyncio.run(work.all(problems, _at_once(strategy, engine)))
         except KeyboardInterrupt:
             return None
+        except ExceptionGroup as several:  # of problems that ran side by side; the first one is what went wrong
+            raise several.exceptions[0] from None
+        finally:
+            truth.close()
         work.split.wall = time.perf_counter() - start
         results = Results.of(path, plan.ks, parameters=model.info.parameters, split=_timing(work.split, engine))
         folder.write("results.json", json.dumps(results.to_json(), indent=1) + "\n")

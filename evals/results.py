@@ -38,6 +38,10 @@ class Figure(Json):
         return cls(float(estimate.value), float(estimate.low), float(estimate.high), len(values))
 
 
+def _figures(curve: Mapping[str, Any]) -> dict[str, Figure]:
+    return {key: Figure.from_json(figure) for key, figure in curve.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """One sample as it was judged. ``right``: None where the judgement broke."""
@@ -71,7 +75,7 @@ class Results(Json):
     path: str
     problems: int
     draws: int
-    accuracy: Figure | None
+    accuracy: Figure
     """Of the chosen answers."""
     coverage: Mapping[str, Figure]
     """k -> pass@k, unbiased."""
@@ -89,6 +93,8 @@ class Results(Json):
     timing: Mapping[str, float] = field(default_factory=dict)
     """Of the last session of the run."""
     schema: int = SCHEMA
+
+    _nested = {"accuracy": Figure.from_json, **dict.fromkeys(("coverage", "votes", "levels"), _figures)}
 
     @classmethod
     def of(cls, path: str | Path, ks: Sequence[int], *, parameters: int = 0, split: Mapping[str, float] | None = None) -> Results:
@@ -159,8 +165,7 @@ def show(results: Results) -> str:
     """The results as a person reads them."""
     lengths = f"{results.tokens:.0f} tokens a draw, {results.truncated:.1%} cut off at a length limit"
     lines = [f"{results.problems} problems, {results.draws} draws, {lengths}"]
-    if results.accuracy is not None:
-        lines.append(f"chosen answers right: {percent(results.accuracy)}")
+    lines.append(f"chosen answers right: {percent(results.accuracy)}")
     lines.append(", ".join(f"{count} {status}" for status, count in results.statuses.items()))
     if results.coverage:
         rows = [[k, percent(figure), percent(results.votes[k])] for k, figure in results.coverage.items()]

@@ -25,6 +25,7 @@ from forethought.evals.results import Results, problems_of
 from forethought.evals.tasks.nano_math import NanoMath
 from forethought.nano.problems import read_answer
 from forethought.search.strategy import seed_of
+from forethought.verifiers.answer import Answer
 
 SMALL = ["strategy.n=3", "run.problems=5", "max_tokens=96"]
 
@@ -66,11 +67,9 @@ def test_a_run_keeps_every_draw_and_judgement(tmp_path: Path) -> None:
     assert sum(results.statuses.values()) == results.draws == 15
     expected_curve = pass_at_k(3, np.array(list(right.values())), [1, 2]).mean(0)
     assert [results.coverage[k].value for k in ("1", "2")] == pytest.approx(expected_curve.tolist())
-    assert results.accuracy is not None
     assert results.accuracy.value == np.mean([p.right for p in problems_of(tmp_path / "run")])
     assert results.flops > 0
-    stored = Results.from_json(json.loads((tmp_path / "run" / "results.json").read_text()))
-    assert stored.problems == 5
+    assert Results.from_json(json.loads((tmp_path / "run" / "results.json").read_text())) == results
 
 
 def test_a_finished_run_draws_nothing_more(tmp_path: Path) -> None:
@@ -170,6 +169,8 @@ def test_the_command_prints_what_it_found(tmp_path: Path, capsys: pytest.Capture
         assert part in printed
     assert main(["eval", "strategy.n=0"]) == 2
     assert "n=0" in capsys.readouterr().err
+    assert main(["eval", *SMALL, "max_tokens=99999", f"run.path={tmp_path / 'y'}"]) == 2
+    assert "max_tokens=99999 exceed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -182,6 +183,15 @@ def test_the_command_prints_what_it_found(tmp_path: Path, capsys: pytest.Capture
 def test_wrong_values_are_named(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(tmp_path, override)
+
+
+def test_the_truth_is_closed_whatever_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    monkeypatch.setattr(Answer, "close", lambda self: closed.append(self))
+    run(tmp_path / "a", "run.problems=1")
+    with pytest.raises(ValueError, match="exceed"):
+        run(tmp_path / "b", "max_tokens=99999")
+    assert len(closed) == 2
 
 
 def test_the_task_validates() -> None:
