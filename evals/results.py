@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..schema import Cost, Json
-from .bootstrap import Estimate, interval
+from .bootstrap import interval
 from .estimators import pass_at_k, vote_at_k
 from .folder import identity, read
+from .intervals import wilson
 from .terminal import amount, clean, table
 
 SCHEMA = 1
@@ -25,7 +26,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Figure(Json):
-    """A mean over problems and the 95 % interval of the percentile bootstrap over problems."""
+    """A mean over problems and its 95 % interval: Wilson's where a problem is solved or not, else the bootstrap's over problems."""
 
     value: float
     low: float
@@ -33,8 +34,14 @@ class Figure(Json):
     problems: int
 
     @classmethod
-    def of(cls, values: Sequence[float] | NDArray[np.float64]) -> Figure:
-        estimate: Estimate = interval(np.asarray(values, np.float64))
+    def share(cls, right: Sequence[bool]) -> Figure:
+        """Of problems that are solved or not: the bootstrap would be sure of itself where all are, or where there are few."""
+        return cls(sum(right) / len(right), *wilson(sum(right), len(right)), len(right))
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64]) -> Figure:
+        """Of what each problem is worth, [problems]."""
+        estimate = interval(values)
         return cls(float(estimate.value), float(estimate.low), float(estimate.high), len(values))
 
 
@@ -105,12 +112,12 @@ class Results(Json):
         draws = [draw for problem in judged for draw in problem.draws]
         curves = _curves(judged, ks)
         levels = sorted({problem.level for problem in judged if problem.level is not None})
-        by_level = {level: [float(p.right) for p in judged if p.level == level] for level in levels}
+        by_level = {level: [p.right for p in judged if p.level == level] for level in levels}
         flops = sum(Cost.from_json(row["cost"]).flops(parameters) for row in read(path, "solutions"))
         return cls(
-            path=str(path), problems=len(judged), draws=len(draws), accuracy=Figure.of([float(p.right) for p in judged]),
+            path=str(path), problems=len(judged), draws=len(draws), accuracy=Figure.share([p.right for p in judged]),
             coverage=curves["coverage"], votes=curves["votes"],
-            levels={str(level): Figure.of(values) for level, values in by_level.items()},
+            levels={str(level): Figure.share(right) for level, right in by_level.items()},
             statuses=dict(sorted(Counter(draw.status for draw in draws).items())),
             truncated=sum(draw.finish == "length" for draw in draws) / len(draws),
             tokens=sum(draw.tokens for draw in draws) / len(draws), flops=flops, timing=split or {},

@@ -21,6 +21,7 @@ from forethought.evals.config import compose
 from forethought.evals.estimators import pass_at_k
 from forethought.evals.evaluate import evaluate_one
 from forethought.evals.folder import read
+from forethought.evals.intervals import wilson
 from forethought.evals.results import Results, problems_of
 from forethought.evals.tasks.nano_math import NanoMath
 from forethought.nano.problems import read_answer
@@ -67,6 +68,9 @@ def test_a_run_keeps_every_draw_and_judgement(tmp_path: Path) -> None:
     assert sum(results.statuses.values()) == results.draws == 15
     expected_curve = pass_at_k(3, np.array(list(right.values())), [1, 2]).mean(0)
     assert [results.coverage[k].value for k in ("1", "2")] == pytest.approx(expected_curve.tolist())
+    solved = sum(problem.right for problem in problems_of(tmp_path / "run"))
+    assert (results.accuracy.low, results.accuracy.high) == wilson(solved, 5)
+    assert all(figure.low < figure.high for figure in results.levels.values()), "one problem of a level proves little"
     assert results.accuracy.value == np.mean([p.right for p in problems_of(tmp_path / "run")])
     assert results.flops > 0
     assert Results.from_json(json.loads((tmp_path / "run" / "results.json").read_text())) == results
