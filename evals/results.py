@@ -26,7 +26,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Figure(Json):
-    """A mean over problems with its 95 % interval: Wilson's where problems are solved or not, else the bootstrap over problems."""
+    """A mean over problems and its 95 % interval: Wilson's where they are solved or not, else the bootstrap over problems."""
 
     value: float
     low: float
