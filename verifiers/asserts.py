@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,10 @@ from . import plain
 Wrap = Callable[[Any], Any]
 _WRAPS: Mapping[str, Wrap] = {"set": set, "tuple": tuple, "list": list, "sorted": sorted, "len": len, "bool": bool}
 _MAKERS: Mapping[str, Wrap] = {"set": set, "frozenset": frozenset, "tuple": tuple, "list": list, "float": float}
+
+
+_PARSING = threading.Lock()
+"""CPython 3.11 counts the depth of ``ast.parse`` once for all threads: two at a time may end in a ``SystemError``."""
 
 
 class _NotPlain(Exception):
@@ -53,13 +58,18 @@ class Call:
             return False
 
 
+def _parse(tests: str) -> list[ast.stmt]:
+    with _PARSING:
+        return ast.parse(tests).body
+
+
 def calls(tests: str, name: str) -> list[Call] | None:
     """Every assertion of ``tests`` about ``name`` as a call; None when there is something else among them.
 
     ``tests`` are asserts, or HumanEval's ``def check(candidate)``.
     """
     try:
-        body = ast.parse(tests).body
+        body = _parse(tests)
         checks = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "check"]
         if checks:
             name, body = checks[0].args.args[0].arg, checks[0].body
@@ -90,7 +100,7 @@ _ORACLE_LOOP = r"for i, inp in enumerate\(inputs\):\s+assertion\(candidate\(\*in
 def oracle(tests: str) -> Oracle | None:
     """HumanEval+ where it has a function for the expected values."""
     try:
-        body = ast.parse(tests).body
+        body = _parse(tests)
         match check := [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "check"]:
             case [ast.FunctionDef(body=[ast.Assign(targets=[ast.Name(id="inputs")], value=inputs), ast.For() as loop])]:
                 if found := re.fullmatch(_ORACLE_LOOP, ast.unparse(loop)):

@@ -1,10 +1,14 @@
 """Programs judged: what is read from a text, which tests can be compared outside, references that pass, broken ones that fail."""
 
 import asyncio
+import gc
 import gzip
 import json
 import re
+import sys
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +264,22 @@ def test_huge_numbers_are_reported(code: Code) -> None:
 )
 def test_other_tests_stay_a_program(test: str) -> None:
     assert asserts.calls(test, "f") is None
+
+
+def test_tests_are_read_in_several_threads_at_once() -> None:
+    """Collecting garbage in the middle of ``ast.parse`` lets another thread in, which CPython 3.11 does not survive."""
+    gc.callbacks.append(let_in := lambda *_: time.sleep(0))
+    threshold, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(50)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            read = list(pool.map(lambda _: asserts.calls("assert f(1) == [" + "[1, (2, 3)], " * 300 + "]", "f"), range(40)))
+    finally:
+        gc.callbacks.remove(let_in)
+        gc.set_threshold(*threshold)
+        sys.setswitchinterval(interval)
+    assert all(calls and len(calls[0].want) == 300 for calls in read)
 
 
 # --- the benchmarks
