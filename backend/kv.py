@@ -16,8 +16,9 @@ import torch
 from ..kernels.rotary import Rotary
 from ..kernels.views import Ints
 
-SORT_SLOTS = 64
-"""Once so many slots, or a 64th of the pool, came back, free ones are put in order again: slots side by side need no gather."""
+RUN = 16
+"""So many slots at once are given out where most are free side by side, with room to grow by :data:`GROWTH`: no gather then."""
+GROWTH = 256
 
 
 class PoolFull(RuntimeError):
@@ -57,7 +58,7 @@ class KVPool:
         self._refs = np.zeros(size, np.int32)
         self._held = np.zeros(size, np.bool_)
         self._free = np.arange(size - 1, -1, -1, dtype=np.int64)  # a stack; popped in ascending order, so that runs stay together
-        self._returned = 0  # since it was last in order
+        self._loose = self._returned = 0  # on top since the top, and since the whole, was last in order
         self._top = size
         self._cached = 0
 
@@ -86,9 +87,8 @@ class KVPool:
         """``n`` free slots, counted once each. Raises :class:`PoolFull`, changing nothing, when there are fewer."""
         if n > self._top:
             raise PoolFull(f"{n} slots asked, {self._top} free of {self.size} ({self.used} used, {self._cached} cached)")
-        if self._returned >= max(SORT_SLOTS, self.size // 64):
-            self._free[: self._top] = -np.sort(-self._free[: self._top])
-            self._returned = 0
+        if n >= RUN and self._loose:
+            self._order(n + GROWTH)
         self._top -= n
         slots: Ints = self._free[self._top : self._top + n][::-1].copy()
         self._refs[slots] = 1
@@ -171,9 +171,20 @@ class KVPool:
             index, onto = (torch.from_numpy(slots).to(block.device) for slots in (source, target))
             block.index_copy_(1, onto, block.index_select(1, index))
 
+    def _order(self, more: int) -> None:
+        """Sort what came back, with ``more`` slots below it or all of them now and then, and put the longest run on top."""
+        whole = self._returned >= self.size // 64
+        top = self._free[0 if whole else max(0, self._top - self._loose - more) : self._top]
+        rising = np.sort(top)
+        breaks = np.flatnonzero(np.diff(rising, prepend=-2, append=self.size + 1) != 1)
+        first = int(breaks[np.diff(breaks).argmax()])
+        top[:] = np.concatenate((rising[:first][::-1], rising[first:][::-1]))
+        self._loose, self._returned = 0, 0 if whole else self._returned
+
     def _push(self, slots: Ints) -> None:
         self._free[self._top : self._top + len(slots)] = slots[::-1]
         self._top += len(slots)
+        self._loose += len(slots)
         self._returned += len(slots)
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ..kernels.views import Ints
 from .decoder import Decoder
 from .kv import KVPool
 from .prefix import PrefixTree, common
 from .request import Row, Sample
 
 MIN_SHARED = 16
-"""Waiting for somebody else's prefill pays from so many shared prompt tokens."""
+"""From so many tokens on it pays to read a prefix from others' slots, away from the row's own, or to wait for it."""
 
 
 class Chunk(NamedTuple):
@@ -88,7 +89,7 @@ class Scheduler:
         """Open the sample's rows on cached KV where there is some; False, running nothing, when its prompt does not fit now."""
         if not sample.rows:
             sample.rows = self.decoder.open(sample.request, sample.index, self.pool)
-        matches = [self.tree.match([] if row.view else row.pending[:-1]) for row in sample.rows]
+        matches = [self._known(row) for row in sample.rows]
         new = sum(len(row.pending) - len(found) for row, found in zip(sample.rows, matches, strict=True))
         idle = sum(int(self.pool.idle_mask(found).sum()) for found in matches)
         if self.running and new + rows > self.room - idle:
@@ -105,6 +106,11 @@ class Scheduler:
             self.decoder.admit(row)
         self.running.append(sample)
         return True
+
+    def _known(self, row: Row) -> Ints:
+        """Slots of the cached prefix of what ``row`` is to compute."""
+        found = self.tree.match([] if row.view else row.pending[:-1])
+        return found if len(found) >= min(MIN_SHARED, len(row.pending) // 2) else found[:0]
 
     def join(self, leader: Sample) -> list[Sample]:
         """Waiting siblings that may share the prompt ``leader`` has just computed, as far as they fit: opened and admitted."""

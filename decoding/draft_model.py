@@ -247,7 +247,7 @@ class DraftModel(Source):
         Likeliest under the noise that the target will draw with; or, ``sampled``, under noise of their own, which makes them
         draws without replacement.
         """
-        nodes = Nodes([leaf.row for leaf in leaves], [leaf.path for leaf in leaves])
+        nodes = Nodes([(leaf.row, leaf.path) for leaf in leaves])
         if not self.sampled:
             ids, shares = self._sampler.guess(rows, logits, nodes, fan)
             return [list(zip(*pair, strict=True)) for pair in zip(ids, shares, strict=True)]

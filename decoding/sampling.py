@@ -7,8 +7,9 @@ Processing is a function of (logits, settings, tokens so far), so that drafted p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -103,30 +104,44 @@ def _best(scores: Tensor) -> tuple[list[float], Tensor]:
     return table[np.arange(len(table)), found].tolist(), torch.from_numpy(found)
 
 
-@dataclass(slots=True)
 class Nodes:
     """Places where a token is to be drawn: behind a row's output and some more tokens."""
 
-    owner: list[int]
-    """Whose row each is, by number."""
-    paths: list[list[int]]
-    """The tokens behind its output."""
+    def __init__(self, places: Iterable[tuple[int, list[int]]]) -> None:
+        """``places``: whose row each is, by number, and the tokens behind its output; looked at when somebody asks."""
+        self._places = places
 
     @classmethod
     def of(cls, draft: Draft) -> Nodes:
         """The nodes of the rows' draft trees, each row's root first."""
-        nodes, (ids, parents, ptr) = cls([], []), draft.lists()
-        for r, (begin, end) in enumerate(pairwise(ptr)):
-            first = len(nodes.owner)
-            nodes.owner += [r] * (1 + end - begin)
-            nodes.paths.append([])
-            for j in range(begin, end):
-                nodes.paths.append([*nodes.paths[first + parents[j]], ids[j]])
-        return nodes
+        return cls(_places(draft))
+
+    @cached_property
+    def _known(self) -> list[tuple[int, list[int]]]:
+        return list(self._places)
+
+    @cached_property
+    def owner(self) -> list[int]:
+        """Whose row each is, by number."""
+        return [row for row, _ in self._known]
+
+    @cached_property
+    def paths(self) -> list[list[int]]:
+        """The tokens behind its output."""
+        return [path for _, path in self._known]
 
     def length(self, rows: Sequence[Row], i: int) -> int:
         """Output tokens before place ``i``."""
         return len(rows[self.owner[i]].output) + len(self.paths[i])
+
+
+def _places(draft: Draft) -> Iterator[tuple[int, list[int]]]:
+    ids, parents, ptr = draft.lists()
+    for r, (begin, end) in enumerate(pairwise(ptr)):
+        paths: list[list[int]] = [[]]
+        for token, parent in zip(ids[begin:end], parents[begin:end], strict=True):
+            paths.append([*paths[parent], token])
+        yield from ((r, path) for path in paths)
 
 
 class Sampler:
@@ -245,7 +260,7 @@ class Sampler:
         """Of ``tokens`` that something else chose at ``places`` among the nodes, as each row asked; None if none did."""
         self._prepare(rows)
         index, tokens = torch.tensor(places, device=logits.device), tokens.to(logits.device)
-        some = Nodes([nodes.owner[i] for i in places], [nodes.paths[i] for i in places])
+        some = Nodes([(nodes.owner[i], nodes.paths[i]) for i in places])
         return self._logprobs(logits[index], processed[index], tokens, some) if self._asked else None
 
     @staticmethod

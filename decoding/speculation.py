@@ -212,7 +212,9 @@ class Speculation(Decoder):
         if tokens == step.tokens:  # else prompts were computed too, and its time says nothing
             step.emitted = sum(len(line) for line in lines[: len(step.rows)])
         watched = self._watched(len(step.rows))
-        self._turn += WATCHED
+        self._turn += 1
+        if self._turn % 2 and not any(record.probing for record in self.pace.records):
+            return  # every other step says enough
         for i in watched:
             for record, trees in zip(self.pace.records, step.proposed, strict=True):
                 if trees is not None and trees[i]:
@@ -222,7 +224,7 @@ class Speculation(Decoder):
 
     def _watched(self, rows: int) -> list[int]:
         """The rows that are learnt from in the step under way: others in the next."""
-        return [(self._turn + k) % rows for k in range(min(WATCHED, rows))]
+        return [(WATCHED * self._turn + k) % rows for k in range(min(WATCHED, rows))]
 
     def preempt(self, row: Row) -> None:
         for source in self.sources:
