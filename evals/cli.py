@@ -26,6 +26,8 @@ Better reasoning and faster decoding at inference time, without retraining the m
   forethought demo                     the built-in models at work, in a minute
   forethought solve "QUESTION"         one question, streamed, with its bill
   forethought eval                     a strategy on a task, resumable, with intervals
+  forethought score RUN                another verifier over a run's draws
+  forethought report RUN               a run, or several, as one page to read
   forethought compare RUN RUN          two runs, problem by problem
   forethought bench                    tokens per second of each decoder
   forethought doctor                   versions, devices, kernels, memory bandwidth; --sandbox
@@ -46,15 +48,35 @@ examples:
 
 EVAL = """\
 values (KEY=VALUE):
-  task.count, strategy.n, strategy.select, run.path, run.problems, run.ks, seed, max_tokens,
+  task.count, strategy.n, strategy.select, strategy.round, run.path, run.problems, run.ks, seed, max_tokens,
   sampling.temperature, sampling.top_p, model.device (auto, cpu, cuda), …
 
 examples:
   forethought eval task=nano_math strategy=best_of_n strategy.n=64
   forethought eval decoder=speculative strategy.n=8 run.problems=50 run.path=runs/try
   forethought eval --multirun model=nano,nano-draft strategy.select=majority,likelihood
+  forethought eval task=mbpp verifier=visible strategy.select=accepted strategy.stop=first_accept
 
 The same command goes on where it was, draw by draw, also after kill -9. A folder takes one run."""
+
+SCORE = """\
+examples:
+  forethought score runs/try verifier=maths
+  forethought score runs/try verifier=maths verifier.guess=true --truth
+
+No draw is made, and none is judged twice. The results of the run are made anew: best of k, weighted votes and first
+accepted draws by each verifier, held against the run's own truth."""
+
+REPORT = """\
+values (KEY=VALUE):
+  out, report.problems, report.draws, report.characters
+
+examples:
+  forethought report runs/try
+  forethought report runs/a runs/b out=both.html report.problems=20 report.draws=4
+
+One HTML file without any other: curves, tables, the bill, and problems with their draws and verdicts to leaf through.
+Needs matplotlib: pip install 'forethought[report]'."""
 
 BENCH = """\
 values (KEY=VALUE):
@@ -116,7 +138,8 @@ def _run(arguments: list[str]) -> int:
     if unknown := [word for word in left if word.startswith("-")]:
         raise ValueError(f"unknown option {unknown[0]} (forethought {args.command} --help)")
     commands: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
-        "solve": _solve, "eval": _eval, "compare": _compare, "bench": _bench, "demo": _demo, "doctor": _doctor,
+        "solve": _solve, "eval": _eval, "score": _score, "report": _report, "compare": _compare, "bench": _bench,
+        "demo": _demo, "doctor": _doctor,
     }  # fmt: skip
     return commands[args.command](args, left)
 
@@ -132,6 +155,19 @@ def _eval(args: argparse.Namespace, left: list[str]) -> int:
     with waiting("starting …"):
         from .evaluate import evaluate
     return evaluate([*args.overrides, *left], multirun=args.multirun)
+
+
+def _score(args: argparse.Namespace, left: list[str]) -> int:
+    with waiting("starting …"):
+        from .score import score
+    return score(args.run, [*args.overrides, *left], multirun=args.multirun, truth=args.truth)
+
+
+def _report(args: argparse.Namespace, left: list[str]) -> int:
+    with waiting("starting …"):
+        from .report import report
+    words = [*args.runs, *left]
+    return report([word for word in words if "=" not in word], [word for word in words if "=" in word])
 
 
 def _compare(args: argparse.Namespace, left: list[str]) -> int:
@@ -193,7 +229,13 @@ def _parser() -> argparse.ArgumentParser:
     solve = command("solve", "ask a model one question, watch it reason", _options("model", "decoder", "sampling") + SOLVE)
     solve.add_argument("question", help="in quotes; - reads it from standard input")
     about = "measure a strategy on a task; resumable"
-    evaluate = command("eval", about, _options("task", "strategy", "model", "decoder", "sampling") + EVAL)
+    asked = _options("task", "strategy", "strategy/stop", "verifier", "model", "decoder", "sampling")
+    evaluate = command("eval", about, asked + EVAL)
+    score = command("score", "let another verifier judge a run's draws", _options("verifier") + SCORE)
+    score.add_argument("run", help="a run's folder")
+    score.add_argument("--truth", action="store_true", help="show what the results were if this verifier were the truth")
+    report = command("report", "write one page about a run, or about several", REPORT)
+    report.add_argument("runs", nargs="+", metavar="RUN", help="runs' folders, and KEY=VALUE")
     two = command("compare", "compare two runs, problem by problem")
     two.add_argument("first", help="a run's folder")
     two.add_argument("second", help="another one")
@@ -201,9 +243,9 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", "watch the built-in models solve problems", _options("decoder", "sampling") + DEMO)
     doctor = command("doctor", "show versions, devices, kernels, memory bandwidth")
     doctor.add_argument("--sandbox", action="store_true", help="attack the code sandbox in every known way; takes a minute")
-    for each in (solve, evaluate, bench, demo):
+    for each in (solve, evaluate, score, bench, demo):
         each.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings, in Hydra's syntax")
-    for each in (solve, evaluate, bench):
+    for each in (solve, evaluate, score, bench):
         each.add_argument("-m", "--multirun", action="store_true", help="run every combination of the values listed, a,b,c")
     for each in (solve, two, doctor):
         each.add_argument("--json", action="store_true", help="print one JSON object instead")
@@ -214,7 +256,8 @@ def _options(*names: str) -> str:
     """The part of a help text that lists config groups."""
     known = groups()
     more = {"model": "; or a folder, model=./checkpoint, or a Hub id, model=org/name"}
-    listed = [f"  {name:<9} {', '.join(known[name])}{more.get(name, '')}" for name in names]
+    width = max(map(len, names))
+    listed = [f"  {name.replace('/', '.'):<{width}} {', '.join(known[name])}{more.get(name, '')}" for name in names]
     return "\n".join(["groups (GROUP=OPTION):", *listed, "\n"])
 
 

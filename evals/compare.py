@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .bootstrap import mcnemar, paired_difference
-from .results import Judged, problems_of
+from .draws import Judged, problems_of
 from .terminal import clean, table
 
 

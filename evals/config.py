@@ -24,6 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 from ..backend.request import Sampling
 from .groups import groups
 
+OPTIONAL = ("verifier", "strategy/stop")
+"""Groups of which there may be none, ``GROUP=null``."""
+
 
 def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The config ``conf/NAME.yaml`` with ``overrides``, interpolations resolved; an unknown key is an error, set or read."""
@@ -101,8 +104,12 @@ def _hydra() -> Iterator[None]:
 
 
 def _spell_out(override: str) -> list[str]:
-    """``model=./folder`` and ``model=org/name`` are short for the option ``hf`` and its path."""
+    """Short forms: ``model=./folder`` and ``model=org/name`` for ``hf`` and its path, ``a.b=NAME`` for the group ``a/b``."""
     key, given, value = override.partition("=")
+    if given and (inner := key.replace(".", "/")) in groups() and inner != key:
+        return _spell_out(f"{inner}={value}")
+    if key in OPTIONAL and value == "null":
+        return []  # as it is anyway, and Hydra does not know how to say it
     if key != "model" or not given or ("/" not in value and not value.startswith((".", "~"))):
         return [override]
     return ["model=hf", f"model.name_or_path={QuotedString(value, Quote.single).with_quotes()}"]

@@ -11,26 +11,27 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from ..backend.engine import Engine
 from ..backend.load import weights_hash
-from ..schema import Completion, Problem, Prompt, Solution, Verdict
+from ..schema import Completion, Problem, Prompt, Solution
 from ..search.strategy import Draws, Strategy, seed_of
 from ..verifiers.verifier import Verifier
 from . import machine
 from .config import build, compose, expand, options
 from .folder import RunFolder
-from .results import Results, show
+from .judging import Judgements, Remembered, enrol, plain, unfinished, verifier_of
+from .results import KS, Results, show
 from .solve import ask, load
-from .tasks.task import Task
 
 AHEAD = 2
 """Problems are begun as long as fewer draws are under way than so many times what the engine decodes at once."""
@@ -42,7 +43,7 @@ class Run:
 
     path: str | None = None
     problems: int | None = None
-    ks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
+    ks: Sequence[int] = KS
 
     def __post_init__(self) -> None:
         if self.problems is not None and not _whole(self.problems):
@@ -60,7 +61,9 @@ class Split:
     """Where the time of a run went; seconds."""
 
     verifying: float = 0.0
-    """Summed over problems that overlap."""
+    """By the truth; summed over problems that overlap."""
+    choosing: float = 0.0
+    """By the verifier that answers are chosen by, likewise."""
     writing: float = 0.0
     wall: float = 0.0
     draws: int = 0
@@ -90,20 +93,28 @@ def evaluate_one(config: DictConfig) -> Results | None:
     if seed is None:
         raise ValueError("seed=null: a run is made from its seed, give a whole number")
     problems = list(task.problems())[: plan.problems]
-    what = _identity(config)
     make: partial[Strategy] = build(config.strategy)
     decoder, model = build(config.decoder), load(config)
-    path = Path(plan.path or f"runs/{task.name}-{model.info.name}-{_short(what)}")
-    with RunFolder(path, what) as folder, Engine(model, decoder) as engine:
+    with ExitStack() as stack:
+        truth = task.truth()
+        stack.callback(truth.close)
+        what = _identity(config, truth)
+        path = Path(plan.path or f"runs/{task.name}-{model.info.name}-{_short(what)}")
+        folder = stack.enter_context(RunFolder(path, what))
+        engine = stack.enter_context(Engine(model, decoder))
         folder.write("config.yaml", OmegaConf.to_yaml(config))
         folder.write("environment.json", json.dumps(machine.describe(str(model.info.device)), indent=1) + "\n")
 
         def put(problem: Problem) -> Prompt:
             return ask(model, task.prompt.replace("{question}", problem.question))
 
+        chooser = None
+        if (node := config.get("verifier")) is not None:
+            verifier = stack.enter_context(verifier_of(node, lambda: engine))
+            enrol(folder, verifier, node)
+            given["verifier"] = chooser = Remembered(verifier, unfinished(folder, verifier.name))
         strategy = make(engine, ask=put, read=task.read, **given)
-        truth = task.truth()
-        work = _Work(folder, task, strategy, truth, seed)
+        work = _Work(folder, strategy, truth, seed)
         start = time.perf_counter()
         try:
             asyncio.run(work.all(problems, _at_once(strategy, engine)))
@@ -111,8 +122,7 @@ def evaluate_one(config: DictConfig) -> Results | None:
             return None
         except ExceptionGroup as several:  # of problems that ran side by side; the first one is what went wrong
             raise several.exceptions[0] from None
-        finally:
-            truth.close()
+        work.split.choosing = chooser.seconds if chooser else 0.0
         work.split.wall = time.perf_counter() - start
         results = Results.of(path, plan.ks, parameters=model.info.parameters, split=_timing(work.split, engine))
         folder.write("results.json", json.dumps(results.to_json(), indent=1) + "\n")
@@ -122,13 +132,13 @@ def evaluate_one(config: DictConfig) -> Results | None:
 class _Work:
     """What is there of a run, and how the rest comes about."""
 
-    def __init__(self, folder: RunFolder, task: Task, strategy: Strategy, truth: Verifier, seed: int) -> None:
-        self.folder, self.task, self.strategy, self.truth, self.seed = folder, task, strategy, truth, seed
+    def __init__(self, folder: RunFolder, strategy: Strategy, truth: Verifier, seed: int) -> None:
+        self.folder, self.strategy, self.truth, self.seed = folder, strategy, truth, seed
         self.split = Split()
         self._known: dict[str, dict[int, Completion]] = {}
         for row in folder.read("samples"):
             self._known.setdefault(row["problem"], {})[row["index"]] = Completion.from_json(row["completion"])
-        self._judged = {(row["problem"], row["index"]) for row in folder.read("verdicts") if row["verifier"] == truth.name}
+        self._judged = Judgements(folder)
         self._solved = {row["problem_id"] for row in folder.read("solutions")}
 
     async def all(self, problems: Sequence[Problem], at_once: int) -> None:
@@ -157,29 +167,30 @@ class _Work:
         solution = await self.strategy.asolve(problem, Draws(seed, self._known.get(problem.id, {}), new.append))
         self.split.draws += len(new)
         self.split.tokens += sum(completion.cost.kept for completion in new)
-        self._append("samples", [_sample(problem, completion) for completion in new])
-        completions = [candidate.completion for candidate in solution.candidates if candidate.completion is not None]
-        todo = [completion for completion in completions if (problem.id, completion.index) not in self._judged]
+        with self._writing():
+            self.folder.append("samples", [_sample(problem, completion) for completion in new])
+        drawn = [(c.completion, c.verdicts) for c in solution.candidates if c.completion is not None]
+        with self._writing():
+            self._judged.add(problem, [(completion, verdict) for completion, said in drawn for verdict in said])
+        todo = self._judged.lacking(self.truth.name, problem, [completion for completion, _ in drawn])
         begin = time.perf_counter()
         verdicts = await self.truth.ajudge(problem, [completion.text for completion in todo])
         self.split.verifying += time.perf_counter() - begin
         self.split.counts.update(verdict.status for verdict in verdicts)
-        self._append("verdicts", [_verdict(problem, *pair) for pair in zip(todo, verdicts, strict=True)])
-        self._append("solutions", [_solution(problem, solution)])
+        with self._writing():
+            self._judged.add(problem, list(zip(todo, verdicts, strict=True)))
+            self.folder.append("solutions", [_solution(problem, solution)])
 
-    def _append(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         begin = time.perf_counter()
-        self.folder.append(name, rows)
+        yield
         self.split.writing += time.perf_counter() - begin
 
 
 def _sample(problem: Problem, completion: Completion) -> dict[str, Any]:
     return {"problem": problem.id, "index": completion.index, "seed": completion.seed, "level": problem.level,
             "completion": completion.to_json()}  # fmt: skip
-
-
-def _verdict(problem: Problem, completion: Completion, verdict: Verdict) -> dict[str, Any]:
-    return {"problem": problem.id, "index": completion.index} | verdict.to_json()
 
 
 def _solution(problem: Problem, solution: Solution) -> dict[str, Any]:
@@ -193,11 +204,10 @@ def _solution(problem: Problem, solution: Solution) -> dict[str, Any]:
     return short.to_json() | {"candidates": candidates} | asked
 
 
-def _identity(config: DictConfig) -> dict[str, Any]:
-    """What makes a run this run: all of its config but where it is kept and how it is shown, and the weights."""
-    plain = cast("dict[str, Any]", OmegaConf.to_container(config))
-    kept = {key: value for key, value in plain.items() if key != "run"}
-    return {"config": kept, "weights": weights_hash(config.model.name_or_path)}
+def _identity(config: DictConfig, truth: Verifier) -> dict[str, Any]:
+    """What makes a run this run: all of its config but where it is kept and how it is shown, the weights, and the truth."""
+    kept = {key: value for key, value in plain(config).items() if key != "run"}
+    return {"config": kept, "weights": weights_hash(config.model.name_or_path), "truth": truth.name}
 
 
 def _short(identity: dict[str, Any]) -> str:
@@ -212,7 +222,8 @@ def _at_once(strategy: Strategy, engine: Engine) -> int:
 def _timing(split: Split, engine: Engine) -> dict[str, float]:
     cost = engine.cost
     return {
-        "wall_seconds": split.wall, "verifying_seconds": split.verifying, "writing_seconds": split.writing,
+        "wall_seconds": split.wall, "verifying_seconds": split.verifying, "choosing_seconds": split.choosing,
+        "writing_seconds": split.writing,
         "draws": split.draws, "tokens": split.tokens, "forwards": cost.forwards,
         "tokens_per_second": split.tokens / split.wall if split.wall else 0.0,
     }  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-FORMAT = 1
+FORMAT = 2
 """Of the folder; a reader refuses others."""
 
 
@@ -30,12 +30,18 @@ class RunFolder:
         except BlockingIOError:
             self._lock.close()
             raise RuntimeError(f"{self.path}: another process is writing this run") from None
+        self.identity = {"format": FORMAT, **identity}
         try:
-            self._identify({"format": FORMAT, **identity})
+            self._identify(self.identity)
         except BaseException:
             self._lock.close()
             raise
         self._files: dict[str, IO[bytes]] = {}
+
+    @classmethod
+    def again(cls, path: str | Path) -> RunFolder:
+        """The folder of a run that is there, whatever made it. Raises as :func:`identity` does."""
+        return cls(path, identity(path))
 
     def _identify(self, identity: Mapping[str, Any]) -> None:
         file = self.path / "run.json"

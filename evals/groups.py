@@ -11,9 +11,9 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def groups() -> dict[str, list[str]]:
-    """Each group with the names of its options."""
+    """Each group with the names of its options; one inside another is called ``outer/inner``."""
     return {
-        folder.name: sorted(option.stem for option in folder.glob("*.yaml"))
-        for folder in sorted(CONF.iterdir())
+        folder.relative_to(CONF).as_posix(): sorted(option.stem for option in folder.glob("*.yaml"))
+        for folder in sorted(CONF.rglob("*"))
         if folder.is_dir() and any(folder.glob("*.yaml"))
     }

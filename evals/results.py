@@ -1,10 +1,11 @@
-"""What the draws of a run show: accuracy, coverage and vote curves, with intervals over problems. Reads a run's folder, no model.
+"""What a run shows: accuracy, curves, laws of coverage, and what each verifier is worth. ``results.json``; no model is needed.
 
 An answer that could not be read counts as not right and is reported apart; a draw whose judgement broke is left out.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,67 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..schema import Cost, Json
-from .bootstrap import interval
-from .estimators import pass_at_k, vote_at_k
-from .folder import identity, read
-from .intervals import wilson
+from ..schema import Json
+from .curves import Curves, Difference, Figure, Fitted, curve, fits, read_curve
+from .draws import problems_of, tables, truth_of
+from .selection import Selector
 from .terminal import amount, clean, table
 
-SCHEMA = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Figure(Json):
-    """A mean over problems and its 95 % interval: Wilson's where they are solved or not, else the bootstrap over problems."""
-
-    value: float
-    low: float
-    high: float
-    problems: int
-
-    @classmethod
-    def share(cls, right: Sequence[bool]) -> Figure:
-        """Of problems that are solved or not: the bootstrap would be sure of itself where all are, or where there are few."""
-        return cls(sum(right) / len(right), *wilson(sum(right), len(right)), len(right))
-
-    @classmethod
-    def of(cls, values: NDArray[np.float64]) -> Figure:
-        """Of what each problem is worth, [problems]."""
-        estimate = interval(values)
-        return cls(float(estimate.value), float(estimate.low), float(estimate.high), len(values))
-
-
-def _figures(curve: Mapping[str, Any]) -> dict[str, Figure]:
-    return {key: Figure.from_json(figure) for key, figure in curve.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One sample as it was judged. ``right``: None where the judgement broke."""
-
-    index: int
-    answer: str | None
-    right: bool | None
-    status: str
-    finish: str
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """One problem: its draws by number, and what the strategy chose."""
-
-    id: str
-    question: str
-    gold: str | None
-    level: int | None
-    draws: Sequence[Draw]
-    answer: str | None
-    right: bool
-    """Whether the chosen draw is."""
+SCHEMA = 2
+KS = tuple(1 << i for i in range(11))
+"""Numbers of draws that curves are for, as far as there are draws."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +30,8 @@ class Results(Json):
     """``results.json``."""
 
     path: str
+    truth: str
+    """The verifier by which all else is right or wrong."""
     problems: int
     draws: int
     accuracy: Figure
@@ -96,76 +48,81 @@ class Results(Json):
     """Share of draws that ended at a length limit: these look like wrong answers."""
     tokens: float
     """Of a draw, in the mean."""
+    answers: float
+    """Different answers of a problem, in the mean."""
+    texts: float
+    """Different texts over draws."""
     flops: float
+    parameters: int
+    laws: Mapping[str, Fitted]
+    """How coverage goes on, by each law."""
+    selectors: Mapping[str, Selector]
+    """Every other verifier that has judged the draws, as the one that chooses."""
+    differences: Sequence[Difference]
     timing: Mapping[str, float] = field(default_factory=dict)
     """Of the last session of the run."""
+    ks: Sequence[int] = KS
     schema: int = SCHEMA
 
-    _nested = {"accuracy": Figure.from_json, **dict.fromkeys(("coverage", "votes", "levels"), _figures)}
+    _nested = {
+        "accuracy": Figure.from_json,
+        **dict.fromkeys(("coverage", "votes", "levels"), read_curve),
+        "laws": lambda given: {name: Fitted.from_json(law) for name, law in given.items()},
+        "selectors": lambda given: {name: Selector.from_json(selector) for name, selector in given.items()},
+        "differences": lambda given: [Difference.from_json(one) for one in given],
+    }
 
     @classmethod
-    def of(cls, path: str | Path, ks: Sequence[int], *, parameters: int = 0, split: Mapping[str, float] | None = None) -> Results:
-        """Computed from what the folder holds. Raises ``ValueError`` where no problem is finished."""
-        judged = problems_of(path)
+    def of(
+        cls, path: str | Path, ks: Sequence[int] = KS, *, parameters: int = 0, split: Mapping[str, float] | None = None,
+        truth: str | None = None,
+    ) -> Results:  # fmt: skip
+        """Computed from what the folder holds. ``truth``: another verifier than the run's own.
+
+        Raises ``ValueError`` where no problem is finished.
+        """
+        judged, name = problems_of(path, truth), truth or truth_of(path)
         if not judged:
             raise ValueError(f"{path}: no problem is finished")
         draws = [draw for problem in judged for draw in problem.draws]
-        curves = _curves(judged, ks)
+        found = tables(judged)
+        curves = Curves.of(found, ks)
         levels = sorted({problem.level for problem in judged if problem.level is not None})
         by_level = {level: [p.right for p in judged if p.level == level] for level in levels}
-        flops = sum(Cost.from_json(row["cost"]).flops(parameters) for row in read(path, "solutions"))
+        verifiers = sorted({verifier for draw in draws for verifier in draw.verdicts} - {name})
+        selectors = {verifier: Selector.of(verifier, judged, curves.ks) for verifier in verifiers}
         return cls(
-            path=str(path), problems=len(judged), draws=len(draws), accuracy=Figure.share([p.right for p in judged]),
-            coverage=curves["coverage"], votes=curves["votes"],
+            path=str(path), truth=name, problems=len(judged), draws=len(draws),
+            accuracy=Figure.share([problem.right for problem in judged]),
+            coverage=curve(curves.ks, curves.coverage), votes=curve(curves.ks, curves.votes),
             levels={str(level): Figure.share(right) for level, right in by_level.items()},
             statuses=dict(sorted(Counter(draw.status for draw in draws).items())),
             truncated=sum(draw.finish == "length" for draw in draws) / len(draws),
-            tokens=sum(draw.tokens for draw in draws) / len(draws), flops=flops, timing=split or {},
+            tokens=sum(draw.cost.kept for draw in draws) / len(draws),
+            answers=float(np.mean([len({draw.answer for draw in problem.draws} - {None}) for problem in judged])),
+            texts=sum(len({draw.text for draw in problem.draws}) for problem in judged) / len(draws),
+            flops=sum(problem.cost.flops(parameters) for problem in judged), parameters=parameters, laws=fits(found),
+            selectors={verifier: selector for verifier, selector in selectors.items() if selector is not None},
+            differences=curves.differences(), timing=split or {}, ks=list(ks),
         )  # fmt: skip
 
+    @classmethod
+    def again(cls, path: str | Path, truth: str | None = None) -> Results:
+        """:meth:`of` with the settings and the timing that ``results.json`` holds, where it is there."""
+        file = Path(path) / "results.json"
+        before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        ks, parameters = before.get("ks", KS), before.get("parameters", 0)
+        return cls.of(path, ks, parameters=parameters, split=before.get("timing"), truth=truth)
 
-def problems_of(path: str | Path) -> list[Judged]:
-    """The finished problems of a run, by id."""
-    identity(path)
-    verdicts: dict[tuple[str, int], Any] = {(row["problem"], row["index"]): row for row in read(path, "verdicts")}
-    draws: dict[str, list[Draw]] = {}
-    for row in read(path, "samples"):
-        verdict = verdicts.get((row["problem"], row["index"]))
-        if verdict is not None:
-            status, completion = verdict["status"], row["completion"]
-            right = None if status == "error" else status == "correct"
-            draws.setdefault(row["problem"], []).append(
-                Draw(row["index"], verdict["answer"], right, status, completion["finish_reason"], completion["cost"]["kept"])
-            )
-    found = []
-    for row in read(path, "solutions"):
-        own = sorted(draws.get(row["problem_id"], []), key=lambda draw: draw.index)
-        chosen = None if row["chosen"] is None else row["candidates"][row["chosen"]]["index"]
-        right = any(draw.right for draw in own if draw.index == chosen)
-        found.append(Judged(row["problem_id"], row["question"], row["gold"], row["level"], own, row["answer"], right))
-    return sorted(found, key=lambda problem: problem.id)  # an interval must not depend on who was finished first
-
-
-def _curves(judged: Sequence[Judged], ks: Sequence[int]) -> dict[str, dict[str, Figure]]:
-    """The curves at every k that all problems have draws for."""
-    width = max(len(problem.draws) for problem in judged)
-    right = np.full((len(judged), width), np.nan)
-    answers = np.full((len(judged), width), -1)
-    for i, problem in enumerate(judged):
-        names: dict[str, int] = {}
-        for j, draw in enumerate(problem.draws):
-            right[i, j] = np.nan if draw.right is None else float(draw.right)
-            if draw.answer is not None:
-                answers[i, j] = names.setdefault(draw.answer, len(names))
-    n = (~np.isnan(right)).sum(1)
-    known = [k for k in ks if k <= n.min()]
-    if not known:
-        return {"coverage": {}, "votes": {}}
-    coverage, votes = pass_at_k(n, np.nansum(right, 1).astype(int), known), vote_at_k(answers, right, known)
-    return {
-        name: {str(k): Figure.of(column) for k, column in zip(known, values.T, strict=True)}
-        for name, values in (("coverage", coverage), ("votes", votes))
-    }
+    def columns(self) -> dict[str, Mapping[str, Figure]]:
+        """Every way to answer from k draws, by name: k -> how often it is right."""
+        found = {"pass@k": self.coverage, "majority": self.votes}
+        for name, selector in self.selectors.items():
+            if selector.scored is not None:
+                found |= {f"best by {name}": selector.scored.best, f"vote weighted by {name}": selector.scored.weighted}
+            if selector.accepts is not None:
+                found[f"first accepted by {name}"] = selector.accepts.right
+        return {name: figures for name, figures in found.items() if figures}
 
 
 def show(results: Results) -> str:
@@ -177,6 +134,12 @@ def show(results: Results) -> str:
     if results.coverage:
         rows = [[k, percent(figure), percent(results.votes[k])] for k, figure in results.coverage.items()]
         lines += ["", table(["k", "pass@k", "majority of k"], rows)]
+    for name, selector in results.selectors.items():
+        lines += ["", f"{clean(name)} as the one that chooses:", *_chosen(selector)]
+    differences = [*results.differences, *(d for selector in results.selectors.values() for d in selector.differences)]
+    if differences:
+        rows = [[clean(f"{d.first} less {d.second}"), str(d.k), signed(d.figure)] for d in differences]
+        lines += ["", table(["paired", "k", "difference"], rows)]
     if len(results.levels) > 1:
         rows = [[level, str(figure.problems), percent(figure)] for level, figure in results.levels.items()]
         lines += ["", table(["level", "problems", "chosen right"], rows)]
@@ -184,11 +147,35 @@ def show(results: Results) -> str:
         timing = results.timing
         speed = f"{amount(timing['tokens_per_second'])} tokens/s"
         drawing = f"{timing['wall_seconds']:.1f} s for {timing['draws']:,} new draws, {speed}"
-        lines += ["", f"{drawing}; judging {timing['verifying_seconds']:.1f} s, writing {timing['writing_seconds']:.1f} s"]
+        judging = timing["verifying_seconds"] + timing["choosing_seconds"]
+        lines += ["", f"{drawing}; judging {judging:.1f} s, writing {timing['writing_seconds']:.1f} s"]
     lines.append(f"in {clean(results.path)}")
     return "\n".join(lines)
+
+
+def _chosen(selector: Selector) -> list[str]:
+    scored, accepts = selector.scored, selector.accepts
+    ways = {
+        "best of k": scored.best if scored else {}, "weighted vote": scored.weighted if scored else {},
+        "first accepted": accepts.right if accepts else {}, "precision": accepts.precision if accepts else {},
+    }  # fmt: skip
+    ways = {name: figures for name, figures in ways.items() if figures}
+    lines = []
+    if ways:
+        ks = list(next(iter(ways.values())))
+        lines.append(table(["k", *ways], [[k, *(percent(way[k]) if k in way else "" for way in ways.values())] for k in ks]))
+    if accepts and accepts.wrong_accepted and accepts.right_accepted:
+        lines.append(f"accepts {percent(accepts.right_accepted)} of right draws, {percent(accepts.wrong_accepted)} of wrong ones")
+        best = ", ".join(f"{one.best_k}{' or more' if one.climbing else ''} at loss {one.loss:g}" for one in accepts.utility)
+        lines.append(f"draws worth making: {best}")
+    return lines
 
 
 def percent(figure: Figure) -> str:
     """Value and interval, in per cent."""
     return f"{100 * figure.value:.1f} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
+
+
+def signed(figure: Figure) -> str:
+    """A difference and its interval, in points of per cent."""
+    return f"{100 * figure.value:+.1f} [{100 * figure.low:+.1f}, {100 * figure.high:+.1f}]"

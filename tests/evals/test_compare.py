@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from runs import made
 
 from forethought.evals.cli import main
 from forethought.evals.compare import paired
-from forethought.evals.folder import RunFolder
 from forethought.evals.results import Results
-
-
-def made(path: Path, rights: dict[str, list[bool]], question: str = "?") -> Path:
-    """A run whose problems have these draws, of which the first is chosen."""
-    with RunFolder(path, {"config": {}}) as folder:
-        for name, draws in rights.items():
-            cost = {"kept": 1, "prompt": 1, "discarded": 0}
-            completion = {"finish_reason": "stop", "cost": cost}
-            folder.append("samples", [{"problem": name, "index": i, "completion": completion} for i in range(len(draws))])
-            verdicts: list[dict[str, Any]] = [
-                {"problem": name, "index": i, "status": "correct" if right else "wrong", "answer": str(right), "verifier": "v"}
-                for i, right in enumerate(draws)
-            ]
-            folder.append("verdicts", verdicts)
-            solution = {"problem_id": name, "chosen": 0, "candidates": [{"index": i} for i in range(len(draws))], "answer": "a",
-                        "question": question, "gold": "1", "level": None, "cost": cost}  # fmt: skip
-            folder.append("solutions", [solution])
-    return path
 
 
 def test_the_difference_is_taken_problem_by_problem(tmp_path: Path) -> None:

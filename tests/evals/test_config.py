@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from forethought import Engine
 from forethought.backend.decoder import Decoder
@@ -15,19 +16,29 @@ OPTIONS = [(group, option) for group, names in groups().items() for option in na
 def test_groups_are_the_folders() -> None:
     assert {"model", "decoder", "sampling"} <= set(groups())
     assert "autoregressive" in groups()["decoder"]
-    assert len(OPTIONS) == len(list(CONF.glob("*/*.yaml")))
+    assert len(OPTIONS) == len(list(CONF.glob("*/**/*.yaml")))
+
+
+EVAL = ("task", "strategy", "strategy/stop", "verifier")
+"""Groups of what is evaluated, on what, and by whom."""
+
+
+def node(config: DictConfig, group: str) -> DictConfig | None:
+    return OmegaConf.select(config, group.replace("/", "."))
 
 
 @pytest.mark.parametrize("root", sorted(path.stem for path in CONF.glob("*.yaml")))
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes(root: str, group: str, option: str) -> None:
-    if group not in compose(root):
-        # bench measures greedy decoding, and refuses what it would not heed; what is evaluated on and how is eval's alone
-        assert (root, group) == ("bench", "sampling") or (group in ("task", "strategy") and root != "eval")
-        return
+    if (group in EVAL and root != "eval") or root in ("report", "score") or (root, group) == ("bench", "sampling"):
+        # bench measures greedy decoding, and refuses what it would not heed
+        if (root, group) != ("score", "verifier"):
+            assert node(compose(root), group) is None
+            return
     path = ["model.name_or_path=x"] if option == "hf" else []
     config = compose(root, [f"{group}={option}", *path])
-    if root != "bench":
+    assert node(config, group) is not None
+    if root not in ("bench", "score"):
         assert options(config)["seed"] == 0
 
 
@@ -51,8 +62,9 @@ def test_a_node_holds_a_target_and_its_arguments() -> None:
     for group, option in OPTIONS:
         if group != "sampling":  # options of generate, not a component
             path = ["model.name_or_path=x"] if option == "hf" else []
-            root = "eval" if group in ("task", "strategy") else "config"
-            assert compose(root, [f"{group}={option}", *path])[group]["_target_"].startswith("forethought."), (group, option)
+            found = node(compose("eval" if group in EVAL else "config", [f"{group}={option}", *path]), group)
+            assert found is not None
+            assert found["_target_"].startswith("forethought."), (group, option)
 
 
 @pytest.mark.parametrize("path", ["./a folder", "../it's", "org/name", "~/x", "/tmp/a,b", r"./back\slash", "./new(1)=2"])

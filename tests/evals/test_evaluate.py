@@ -22,7 +22,8 @@ from forethought.evals.estimators import pass_at_k
 from forethought.evals.evaluate import evaluate_one
 from forethought.evals.folder import read
 from forethought.evals.intervals import wilson
-from forethought.evals.results import Results, problems_of
+from forethought.evals.results import Results
+from forethought.evals.draws import problems_of
 from forethought.evals.tasks.nano_math import NanoMath
 from forethought.nano.problems import read_answer
 from forethought.search.strategy import seed_of
