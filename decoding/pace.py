@@ -13,15 +13,18 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from itertools import chain
+from typing import NamedTuple
 
 from .tree import Tree
 
 AGAIN = 64
-"""The size to ask a source for is reckoned anew every so many steps, and in another octave of rows."""
+"""The size to ask a source for is reckoned anew every so many steps, for each octave of rows."""
 TRIED = 64
 """Rows that were drafted for until what that gained counts more than what was expected of it."""
+LOSS = 32
+"""Tokens lost by it that count at once."""
 WASTE = 0.02
-"""Share of the time that a source which does not pay may cost, to see whether it still does not."""
+"""Share of the time that sources which do not pay may cost, to see whether they still do not."""
 FIRST = 8
 """Nodes asked of a source that little is known of, and trees that it takes to know more."""
 SHAPES = 16
@@ -40,7 +43,7 @@ DEPTHS = 6
 """Of depths, one an octave."""
 
 
-class _Mean:
+class Mean:
     """A running mean: exact at first, exponential later."""
 
     __slots__ = ("count", "value")
@@ -114,6 +117,19 @@ class Curve:
         return float(low + (high - low) * (size - sizes[at - 1]) / (sizes[at] - sizes[at - 1]))
 
 
+class Best(NamedTuple):
+    """What to ask a source for."""
+
+    turn: int
+    """When this was reckoned."""
+    size: int
+    """Nodes a row, 0 for none."""
+    gain: float
+    """Tokens a step that these bring."""
+    least: float
+    """Nodes that score below this do not pay."""
+
+
 class Record:
     """What is known of one source."""
 
@@ -127,11 +143,13 @@ class Record:
         """Steps since it was asked."""
         self.probing = False
         """Whether it was asked only to see whether it still does not pay: then all it has is verified."""
-        self.rows = 0
-        """Octave of rows for which ``size`` is the best one, and nodes that score below ``least`` do not pay."""
-        self.size = 0
-        self.least = 0.0
-        self._cells = [[_Mean(2.0 ** -((i + 0.5) / 2), 4) for i in range(BINS)] for _ in range(DEPTHS)]
+        self.best = Best(0, 0, 0.0, 0.0)
+        """For as many rows as there are now."""
+        self.known: dict[int, Best] = {}
+        """By octave of rows."""
+        self.late = Mean()
+        """Seconds that it takes to follow a row that was not asked for before."""
+        self._cells = [[Mean(2.0 ** -((i + 0.5) / 2), 4) for i in range(BINS)] for _ in range(DEPTHS)]
 
     def worth(self, score: float, depth: int) -> float:
         """The acceptance that nodes of such a score, so deep, turned out to have."""
@@ -144,7 +162,7 @@ class Record:
                 return float(2.0 ** (-(at + 1) / 2))
         return 1.0
 
-    def _cell(self, score: float, depth: int) -> _Mean:
+    def _cell(self, score: float, depth: int) -> Mean:
         at = min(BINS - 1, int(-2 * math.log2(score))) if score > 0 else BINS - 1
         return self._cells[min(DEPTHS, depth.bit_length()) - 1][at]
 
@@ -199,10 +217,13 @@ class Pace:
         self.records = [Record() for _ in range(sources)]
         self.most = most
         self._sizes = [size for size in (1, *(m << e for e in range(12) for m in (2, 3))) if size < most] + [most]
-        self._rates: dict[int, _Mean] = {}
+        self._rates: dict[int, Mean] = {}
         self._whole: dict[int, Curve] = {}
-        self._gains: dict[int, _Mean] = {}
+        self._gains: dict[int, Mean] = {}
         """By octave of rows: tokens that steps gained by asking sources, over what their time gives without drafts."""
+        self._closed: dict[int, tuple[int, int]] = {}
+        """By octave of rows: until which step nothing is drafted, and for how many the next time."""
+        self._counted = 0
 
     def rate(self, rows: int) -> float:
         """Tokens per second that can be had in steps of so many rows: what was lately, and no less than without drafts."""
@@ -211,13 +232,14 @@ class Pace:
 
     def count(self, rows: int, called: int, emitted: int, seconds: float, asking: float) -> None:
         """A step of ``rows`` rows and ``called`` new tokens in the call is over; proposals took ``asking`` seconds more."""
+        self._counted += 1
         (self.step(rows) if called > rows else self.plain).add(called, seconds)
-        self._rates.setdefault(_near(rows), _Mean()).add((seconds + asking) / emitted)
+        self._rates.setdefault(_near(rows), Mean()).add((seconds + asking) / emitted)
         if asking and not any(record.probing for record in self.records):
             whole = self._whole.setdefault(rows.bit_length(), Curve())
             whole.add(called, seconds + asking)
             spent = min(seconds + asking, 2 * whole(called))  # hiccups do not count
-            self._gains.setdefault(rows.bit_length(), _Mean()).add(emitted - spent * rows / (self.plain(rows) or seconds))
+            self._gains.setdefault(rows.bit_length(), Mean()).add(emitted - spent * rows / (self.plain(rows) or seconds))
 
     def step(self, rows: int) -> Curve:
         """T(q) with drafts, proposals left out, for about so many rows: q tokens of many rows take longer than of few."""
@@ -229,6 +251,8 @@ class Pace:
         least = step.smallest
         if not least:
             return self.plain(tokens)
+        if tokens > (most := step.largest):  # beyond what was seen, no cheaper than the same tokens without drafts
+            return max(step(tokens), step(most) + self.plain(tokens) - self.plain(most))
         if tokens >= least:
             return step(tokens)
         return self.plain(tokens) + max(0.0, step(least) - self.plain(least))
@@ -243,31 +267,51 @@ class Pace:
             record.probing = True
             return min(FIRST, self.most)
         record.turns += 1
-        gain = self._gains.get(rows.bit_length())
-        if gain is not None and gain.count * rows >= TRIED and gain.count > 3 and gain.value < 0:  # whatever was expected
-            if record.turns % AGAIN:
-                return 0
-            del self._gains[rows.bit_length()]
-        if record.rows != rows.bit_length() or record.turns % AGAIN == 0:
-            record.rows, record.size, record.least = rows.bit_length(), self._size(record, rows), self._least(record, rows)
+        if self._loses(rows):  # whatever was expected
+            return 0
+        known = record.known.get(rows.bit_length())
+        if known is None or record.turns >= known.turn + AGAIN:
+            known = Best(record.turns, *self._size(record, rows), self._least(record, rows))
+            record.known[rows.bit_length()] = known
+        record.best = known
         record.idle += 1
-        if not record.size:
-            nodes = min(FIRST, self.most)
-            some = nodes * min(rows, WATCHED)
-            price = record.cost(some) + self.time(rows, rows + some) - self.plain(rows)
-            if record.idle * self.plain(rows) * WASTE < price:
+        if not known.size:
+            nodes, watched = min(FIRST, self.most), min(rows, WATCHED)
+            some = nodes * watched
+            price = record.cost(some) + watched * record.late.value + self.time(rows, rows + some) - self.plain(rows)
+            if record.idle * self.plain(rows) * WASTE < price * len(self.records):
                 return 0
             record.probing = True
         elif record.turns % AGAIN == AGAIN // 2:  # is more worth it, or less?
-            at = self._sizes.index(record.size) + (-1 if record.turns // AGAIN % 2 else 1)
+            at = self._sizes.index(known.size) + (-1 if record.turns // AGAIN % 2 else 1)
             nodes = self._sizes[min(max(at, 0), len(self._sizes) - 1)]
         else:
-            nodes = record.size
+            nodes = known.size
         record.idle = 0
         return nodes
 
-    def _size(self, record: Record, rows: int) -> int:
-        """The size that gains most tokens a step, its time counted as the tokens it would give elsewhere."""
+    def _loses(self, rows: int) -> bool:
+        """Whether drafts turned out to lose; they get another chance, each time after twice as many steps."""
+        octave = rows.bit_length()
+        gain, (until, wait) = self._gains.get(octave), self._closed.get(octave, (0, AGAIN))
+        if gain is not None and gain.count > 1:
+            tried = gain.count * rows >= TRIED and gain.count > 3
+            if gain.value * gain.count < -LOSS or (tried and gain.value < 0):
+                until = self._counted + wait
+                self._closed[octave] = until, 2 * wait
+                del self._gains[octave]
+            elif tried:
+                self._closed.pop(octave, None)
+        return self._counted < until
+
+    def repays(self, source: int, rows: int, new: int, left: float) -> bool:
+        """Whether ``new`` rows that ``source`` does not follow yet have enough tokens ``left`` each to make up for following."""
+        record = self.records[source]
+        steps = left / (1 + record.best.gain / rows)
+        return new * record.late.value * self.rate(rows) <= record.best.gain * steps
+
+    def _size(self, record: Record, rows: int) -> tuple[int, float]:
+        """The size that gains most tokens a step, its time counted as the tokens it would give elsewhere; and these."""
         best, most, rate, outlook = 0, MARGIN * rows, self.rate(rows), record.outlook()
         for nodes in self._sizes:
             cut = [_stretch(values, asked, nodes) for asked, values in outlook]
@@ -276,7 +320,7 @@ class Pace:
             gained -= rate * record.cost(rows * nodes)
             if gained > most:
                 best, most = nodes, gained
-        return best
+        return best, most if best else 0.0
 
     def choose(self, values: Sequence[float], rows: int, weight: float = 1.0) -> tuple[int, float]:
         """How many of all rows' nodes to verify, best first, and the tokens gained by it.
@@ -299,7 +343,7 @@ class Pace:
     def floor(self, source: int) -> float:
         """The score below which nodes of ``source`` do not pay, as things stood when its size was last reckoned."""
         record = self.records[source]
-        return 0.0 if record.probing else record.least
+        return 0.0 if record.probing else record.best.least
 
     def _least(self, record: Record, rows: int) -> float:
         """The score of a node that is worth what it costs to propose and to verify."""

@@ -20,7 +20,7 @@ from ..backend.model import Model
 from ..backend.request import Request, Row
 from ..schema import FinishReason
 from . import acceptance
-from .pace import WATCHED, Pace
+from .pace import WATCHED, Mean, Pace
 from .sampling import Nodes, Sampler
 from .source import Source
 from .tree import Tree, above, best, flatten, merge, tensor
@@ -63,6 +63,10 @@ class Speculation(Decoder):
         self._sampler = Sampler()
         self._luck: dict[int, tuple[float, float]] = {}
         """By row: tokens accepted lately, and how many were to be expected of what was drafted."""
+        self._followed: list[set[int]] = [set() for _ in self.sources]
+        """Of each source: the rows that it was asked for in the last steps, without a break."""
+        self._length = Mean()
+        """Of outputs."""
         self._round: _Round | None = None
         self._turn = 0
         self._bound = False
@@ -90,7 +94,7 @@ class Speculation(Decoder):
         self._close_round(time.perf_counter())
         start = time.perf_counter()
         proposed: list[list[Tree] | None] = [None] * len(self.sources)
-        asked = [self.pace.plan(s, len(rows)) if self.adaptive else self.draft_tokens for s in range(len(self.sources))]
+        asked = [self._plan(s, rows) if self.adaptive else self.draft_tokens for s in range(len(self.sources))]
         if budget < 1 or not any(asked):
             self._round = _Round(list(rows), proposed, [], len(rows), time.perf_counter(), 0.0)
             return None
@@ -103,6 +107,19 @@ class Speculation(Decoder):
         now = time.perf_counter()
         self._round = _Round(list(rows), proposed, trees, tokens, now, now - start)
         return draft
+
+    def _plan(self, s: int, rows: Sequence[Row]) -> int:
+        """Nodes a row to ask of source ``s``."""
+        nodes, followed = self.pace.plan(s, len(rows)), self._followed[s]
+        if not nodes:
+            followed.clear()
+            return 0
+        new = [row for row in rows if id(row) not in followed]
+        if self.pace.records[s].probing or not new or not self._length.count:
+            return nodes
+        usual = self._length.value
+        left = sum(max(usual - len(row.output), usual / 8) for row in new) / len(new)
+        return nodes if self.pace.repays(s, len(rows), len(new), left) else 0
 
     def _depth(self, row: Row) -> int:
         """How deep a draft for ``row`` may be."""
@@ -118,6 +135,10 @@ class Speculation(Decoder):
         for tree in trees:
             tree.sources = [1 << s] * len(tree)
         record = self.pace.records[s]
+        new = {id(row) for row, depth in zip(rows, depths, strict=True) if depth > 0} - self._followed[s]
+        self._followed[s] |= new
+        if new:
+            record.late.add(self.sources[s].late / len(new))
         if self.adaptive:
             record.trees.extend((nodes, trees[i]) for i in self._watched(len(rows)))
         record.cost.add(nodes * sum(depth > 0 for depth in depths), time.perf_counter() - start - self.sources[s].late)
@@ -227,10 +248,15 @@ class Speculation(Decoder):
         return [(WATCHED * self._turn + k) % rows for k in range(min(WATCHED, rows))]
 
     def preempt(self, row: Row) -> None:
-        for source in self.sources:
+        for source, followed in zip(self.sources, self._followed, strict=True):
             source.suspend(row)
+            followed.discard(id(row))
 
     def release(self, row: Row, outcome: FinishReason) -> None:
         self._luck.pop(id(row), None)
-        for source in self.sources:
-            source.stop(row, outcome in ("stop", "length"))
+        finished = outcome in ("stop", "length")
+        if finished:
+            self._length.add(len(row.output))
+        for source, followed in zip(self.sources, self._followed, strict=True):
+            followed.discard(id(row))
+            source.stop(row, finished)

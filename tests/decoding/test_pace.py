@@ -413,7 +413,7 @@ def test_nodes_that_cost_more_than_they_give_are_below_the_floor() -> None:
     modest = Tree.chain([1], [0.15])
     for _ in range(200):  # what scores 0.15 turns out to be accepted four times of five
         record.learn(modest, modest, [1] if _ % 5 else [2])
-    record.rows = 0
+    record.known.clear()
     pace.plan(0, 1)
     assert pace.floor(0) <= 0.15 < honest
 
@@ -434,9 +434,19 @@ def test_what_was_gained_overrules_what_was_expected() -> None:
     assert pace.plan(0, 1) > 0
     for _ in range(TRIED):
         pace.count(1, 9, 1, 1.08, 0.08)  # nothing was accepted, whatever the scores say
-    asked = [pace.plan(0, 1) for _ in range(AGAIN)]
-    assert asked[0] == 0
-    assert any(asked), "and after a while it is tried again"
+
+    def asked() -> list[bool]:
+        """In the next steps, of which none drafts."""
+        found = []
+        for _ in range(AGAIN + 1):
+            found.append(pace.plan(0, 1) > 0)
+            pace.count(1, 1, 1, 1.0, 0.0)
+        return found
+
+    assert asked() == [False] * AGAIN + [True], "after a while it is tried again"
+    for _ in range(TRIED):
+        pace.count(1, 9, 1, 1.08, 0.08)
+    assert not any(asked()), "and then, as it lost again, after twice as long"
     pace = Pace(1, 8)
     knowing(pace)
     for _ in range(TRIED):
