@@ -17,6 +17,14 @@ from .schema import Cost as Cost
 from .schema import Problem as Problem
 from .schema import Solution as Solution
 from .schema import Verdict as Verdict
+from .search.best_of_n import BestOfN as BestOfN
+from .verifiers.code import Code as Code
+from .verifiers.generative import GenerativeVerifier as GenerativeVerifier
+from .verifiers.maths import Maths as Maths
+from .verifiers.process_reward import ProcessRewardModel as ProcessRewardModel
+from .verifiers.reward import RewardModel as RewardModel
+from .verifiers.verifier import StepScorer as StepScorer
+from .verifiers.verifier import Verifier as Verifier
 
 __version__: str
 __all__: list[str]

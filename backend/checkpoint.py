@@ -48,6 +48,11 @@ class Checkpoint:
         self._read[name] = tensor.numel()
         return tensor.to(self._device, self._dtype)
 
+    def under(self, *prefixes: str) -> dict[str, Tensor]:
+        """Every tensor whose name begins with one of ``prefixes``, of whatever shape."""
+        names = [name for name in self._names if name.startswith(prefixes)]
+        return {name: self.read(name, self._tensors[self._names[name]].shape) for name in names}
+
     @property
     def dtype(self) -> torch.dtype:
         """Of its first floating-point tensor; float32 for one without."""

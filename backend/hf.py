@@ -145,9 +145,12 @@ class Adapter(Model):
     @classmethod
     def load(
         cls, path: Path, config: Any, *, device: torch.device, dtype: torch.dtype, device_map: Any, trust_remote_code: bool,
-        name: str, defaults: Defaults | None = None, text: Text | None = None, impl: str = "auto",
+        name: str, defaults: Defaults | None = None, text: Text | None = None, impl: str = "auto", headless: bool = False,
     ) -> Adapter:  # fmt: skip
-        """Read a checkpoint folder. ``device_map`` None: all of it on ``device``."""
+        """Read a checkpoint folder. ``device_map`` None: all of it on ``device``.
+
+        ``headless``: of a class with another head than an LM's, which stays unread; hidden states are right, logits are noise.
+        """
         from transformers import AutoModelForCausalLM
 
         _register()
@@ -164,10 +167,10 @@ class Adapter(Model):
         except Exception as e:  # a model's own code raises what it likes: a KeyError where its attention cannot be replaced
             kind, reason = config.model_type, f"{type(e).__name__}: {e}"
             raise ValueError(f"{name}: transformers cannot load this {kind} with attention of ours ({reason})") from e
-        if config.architectures and type(model).__name__ not in config.architectures:
+        if not headless and config.architectures and type(model).__name__ not in config.architectures:
             raise ValueError(f"{path}: a {config.architectures[0]}, which has no LM head to read for {type(model).__name__}")
-        if found["missing_keys"]:
-            raise ValueError(f"{path}: the checkpoint has no tensor {', '.join(sorted(found['missing_keys'])[:4])}")
+        if missing := sorted(key for key in found["missing_keys"] if not (headless and key == "lm_head.weight")):
+            raise ValueError(f"{path}: the checkpoint has no tensor {', '.join(missing[:4])}")
         model.eval()
         if offload is None:
             model.to(device)

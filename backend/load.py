@@ -6,17 +6,19 @@ defaults, and says what is missing where something is. Safetensors only. Not her
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..kernels.attention import choose
 from .checkpoint import Checkpoint, read_json, safetensors_files
 from .model import Defaults, Model
 from .text import Text
-from .transformer import Transformer, supports
+from .transformer import HEADLESS, Transformer, supports
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "nano" / "weights"
 WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.txt", "*.model", "*.tiktoken")
@@ -57,6 +59,39 @@ def load(
 
     return Adapter.load(path, config, name=name, device=where, dtype=kind, device_map=device_map, defaults=defaults, text=text,
                         trust_remote_code=trust_remote_code, impl=impl)  # fmt: skip
+
+
+def load_backbone(
+    name_or_path: str | Path, *heads: str, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto",
+    impl: str = "auto",
+) -> tuple[Model, dict[str, Tensor], Any]:  # fmt: skip
+    """A checkpoint that has a head of its own in place of an LM head, such as a reward model's.
+
+    Returns the model, of which only hidden states mean something; the tensors whose names begin with one of ``heads``, on its
+    device in its dtype; and the transformers config. Nothing of the checkpoint's own code runs. Raises as :func:`load`.
+    """
+    choose(impl)
+    name, path = _find(name_or_path, code=False)
+    config = _config(path, code=False)
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    kind = _dtype(dtype, config, path, where)
+    text, weights = _text(path, code=False), Checkpoint.open(path)
+    tensors = weights.on(where, kind).under(*heads)
+    bare = copy.copy(config)
+    bare.architectures = [HEADLESS.get(config.model_type, "")]
+    if supports(bare):
+        return Transformer(bare, weights, name=name, device=where, dtype=kind, text=text, impl=impl), tensors, config
+    from .hf import Adapter
+
+    model = Adapter.load(path, config, name=name, device=where, dtype=kind, device_map=None, text=text, trust_remote_code=False,
+                         impl=impl, headless=True)  # fmt: skip
+    return model, tensors, config
+
+
+def architecture(name_or_path: str | Path) -> str:
+    """The class that a checkpoint's config names; empty where it names none. Raises as :func:`load`."""
+    named = _config(_find(name_or_path, code=False)[1], code=False).architectures
+    return str(named[0]) if named else ""
 
 
 def weights_hash(name_or_path: str | Path) -> str:

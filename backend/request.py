@@ -5,6 +5,7 @@ Everything a caller can get wrong is checked here, before any work, with the val
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 import time
@@ -155,6 +156,12 @@ def split_stops(stop: Stop | Iterable[Stop] | None) -> tuple[frozenset[int], tup
 def draw_seed() -> int:
     """A fresh seed, for callers who gave none; recorded in the completion."""
     return secrets.randbits(63)
+
+
+def seed_of(*parts: object) -> int:
+    """A seed of 63 bits that depends on all of ``parts``, such as a run's seed and a problem's id, and on nothing else."""
+    digest = hashlib.sha256("\x1f".join(map(repr, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 @dataclass(eq=False, slots=True)

@@ -23,7 +23,8 @@ from .rope import KINDS, angles, rope
 from .text import Text
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-HEADLESS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+HEADLESS = {"llama": "LlamaModel", "mistral": "MistralModel", "qwen2": "Qwen2Model", "qwen3": "Qwen3Model"}
+"""Model type -> its class without an LM head."""
 
 COPIED_BYTES = 1 << 26
 """A tied head is kept a second time, turned, if it is no larger."""
@@ -31,7 +32,7 @@ COPIED_BYTES = 1 << 26
 
 def supports(config: Any) -> bool:
     """Whether this block computes what ``config`` describes."""
-    if not config.architectures or config.architectures[0] not in ARCHITECTURES + HEADLESS:
+    if not config.architectures or config.architectures[0] not in (*ARCHITECTURES, *HEADLESS.values()):
         return False
     settings = config.rope_parameters
     whole = settings.get("rope_type", "default") in KINDS and settings.get("partial_rotary_factor", 1.0) == 1.0
@@ -108,7 +109,7 @@ class Transformer(Model):
 
     @staticmethod
     def _lm_head(config: Any, weights: Checkpoint, embedding: Tensor) -> Tensor | None:
-        if any(a in HEADLESS for a in config.architectures or ()):
+        if any(a in HEADLESS.values() for a in config.architectures or ()):
             return None
         return embedding if config.tie_word_embeddings else weights.read("lm_head.weight", embedding.shape)
 

@@ -6,13 +6,13 @@ What was drawn can be kept and given back, so that a run that was cut off goes o
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from ..backend.request import seed_of as seed_of
 from ..schema import Completion, Problem, Solution
 
 
@@ -47,9 +47,3 @@ class Strategy(ABC):
 
         threading.Thread(target=run, daemon=True).start()  # a notebook's own loop runs already
         return result.result()
-
-
-def seed_of(*parts: object) -> int:
-    """A seed of 63 bits that depends on all of ``parts``, such as a run's seed and a problem's id, and on nothing else."""
-    digest = hashlib.sha256("\x1f".join(map(repr, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1

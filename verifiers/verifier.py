@@ -29,3 +29,14 @@ class Verifier(ABC):
     def close(self) -> None:
         """Give back processes and folders."""
         return None
+
+
+class StepScorer(ABC):
+    """Scores solutions in the making, for searches."""
+
+    @abstractmethod
+    async def ascore(self, problem: Problem, partials: Sequence[str]) -> list[float]:
+        """A score for each of ``partials``, model outputs cut at ends of steps, in order; more is better.
+
+        NaN for one that cannot be scored: it has no step, or is too long.
+        """
