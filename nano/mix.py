@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from . import programs
 from . import tokenizer as tok
+from .judging import judged
 from .problems import LEVELS, generate
 
 
@@ -49,8 +51,23 @@ def maths(rng: random.Random) -> Document:
     return answered(chat(problem.question), solution, slips)
 
 
+def code(rng: random.Random) -> Document:
+    """A function that is asked for, and its planned solution."""
+    problem = programs.generate(rng.choice(programs.LEVELS), rng.getrandbits(48), "train")
+    return answered(chat(problem.question), problem.meta["solution"])
+
+
+def judging(rng: random.Random) -> Document:
+    """A word problem with a solution, and whether that is right; one in three without a chain of thought."""
+    problem = generate(rng.choice(LEVELS), rng.getrandbits(48), "train")
+    question, answer = judged(rng, problem, direct=rng.random() < 1 / 3)
+    return answered(chat(question), answer)
+
+
 SOURCES: list[tuple[float, Source]] = [
     (1.0, maths),
+    (0.4, code),
+    (0.25, judging),
 ]
 
 

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -103,16 +103,17 @@ def apply(a: int, op: str, b: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One reasoning step: a few words and one equation."""
+    """One reasoning step: a few words and one equation, which ``slip`` makes wrong by so much."""
 
     lead: str
     a: int
     op: str
     b: int
+    slip: int = 0
 
     @property
     def result(self) -> int:
-        return apply(self.a, self.op, self.b)
+        return apply(self.a, self.op, self.b) + self.slip
 
     def equation(self, result: int | None = None) -> str:
         return f"{self.a} {self.op} {self.b} = {self.result if result is None else result}"
@@ -314,9 +315,9 @@ def _unseen_name(rng: random.Random) -> str:
     return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3))).capitalize()
 
 
-def _write(rng: random.Random, story: _Story) -> tuple[str, list[list[int]]]:
-    """The worked solution, and the character spans of the wrong results planted in it."""
-    parts: list[str] = [story.opening] if story.opening else []
+def write(rng: random.Random, steps: Sequence[Step], opening: str, answer: int) -> tuple[str, list[list[int]]]:
+    """A worked solution of these steps, and the character spans of the results in it that it takes back."""
+    parts: list[str] = [opening] if opening else []
     slips: list[list[int]] = []
     length = len("<think>\n") + sum(len(p) + 2 for p in parts)
 
@@ -327,7 +328,7 @@ def _write(rng: random.Random, story: _Story) -> tuple[str, list[list[int]]]:
 
     terse = rng.random() < 0.15
     wordy = rng.random() < 0.3
-    for step in story.steps:
+    for step in steps:
         lead = "" if terse else step.lead + ": "
         luck = rng.random()
         if luck < 0.04:
@@ -346,10 +347,9 @@ def _write(rng: random.Random, story: _Story) -> tuple[str, list[list[int]]]:
     reviews = rng.choices([0, 1, 2], [80, 16, 4])[0]
     for _ in range(reviews):
         say(rng.choice(_REVIEW))
-        for step in story.steps:
+        for step in steps:
             say(step.equation() + ".")
         say(rng.choice(_CONFIRM))
-    answer = story.value
     closing = rng.choice(["The answer is", "So the answer is", "The result is"])
     return "<think>\n" + "\n\n".join(parts) + f"\n</think>\n{closing} \\boxed{{{answer}}}.", slips
 
@@ -360,7 +360,9 @@ def split_of(skeleton: str) -> Split:
 
 
 def generate(level: int, seed: int, split: Split = "train") -> Problem:
-    """The problem of this level and seed. ``meta``: ``solution`` (text), ``skeleton``, ``slips`` (spans of planted errors)."""
+    """The problem of this level and seed. ``meta``: ``solution`` (text), ``skeleton``, ``slips`` (spans of errors that the
+    solution takes back), ``opening`` (text) and ``steps`` (each lead, a, op, b: what a right solution computes, in order).
+    """
     if level not in LEVELS:
         raise ValueError(f"level must be 1 to 8, not {level}")
     if split not in ("train", "test"):
@@ -372,8 +374,9 @@ def generate(level: int, seed: int, split: Split = "train") -> Problem:
         if story.sound and split_of(skeleton) == split:
             break
     question = story.question()
-    solution, slips = _write(rng, story)
-    meta = {"solution": solution, "skeleton": skeleton, "slips": slips}
+    solution, slips = write(rng, story.steps, story.opening, story.value)
+    steps = [[step.lead, step.a, step.op, step.b] for step in story.steps]
+    meta = {"solution": solution, "skeleton": skeleton, "slips": slips, "opening": story.opening, "steps": steps}
     return Problem(f"{TASK}-{split}-{level}-{seed}", question, str(story.value), TASK, level, meta)
 
 

@@ -14,7 +14,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,37 @@ def loss_sum(model: LlamaForCausalLM, ids: Tensor, predict_from: Tensor, targets
     return cross_entropy(logits.float(), targets, reduction="sum")
 
 
+def micro_loss(model: LlamaForCausalLM, batch: Batch, learnt: int) -> Tensor:
+    device = model.device
+    return loss_sum(model, batch.ids.to(device), batch.predict_from.to(device), batch.targets.to(device)) / learnt
+
+
+def backward(model: torch.nn.Module, losses: Sequence[Callable[[], Tensor]]) -> float:
+    """Puts the gradient of the losses' sum into the weights and returns that sum.
+
+    On a CPU every core computes losses of its own: operations this small do not pay to be shared out. The gradients are added
+    in order, so the sum does not depend on how many cores there are.
+    """
+    weights = list(model.parameters())
+
+    def one(loss: Callable[[], Tensor]) -> tuple[float, Sequence[Tensor]]:
+        value = loss()
+        return value.item(), torch.autograd.grad(value, weights)
+
+    threads = torch.get_num_threads() if weights[0].device.type == "cpu" else 1
+    torch.set_num_threads(1 if threads > 1 else threads)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            total = 0.0
+            for value, gradients in pool.map(one, losses):
+                total += value
+                for weight, gradient in zip(weights, gradients, strict=True):
+                    weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+    finally:
+        torch.set_num_threads(threads)
+    return total
+
+
 def optimizer_for(model: LlamaForCausalLM, rate: float) -> torch.optim.AdamW:
     """AdamW that decays matrices and leaves norms alone."""
     weights = list(model.parameters())
@@ -189,12 +222,8 @@ def train(
             group["lr"] = recipe.rate_at(step)
         parts = list(batches(documents(seed, step, recipe.documents), tokenizer, recipe.row_tokens))
         learnt = sum(len(part.targets) for part in parts)
-        total = 0.0
-        for part in parts:
-            loss = loss_sum(model, part.ids.to(device), part.predict_from.to(device), part.targets.to(device)) / learnt
-            loss.backward()
-            total += loss.item()
-            tokens += part.ids.numel()
+        total = backward(model, [partial(micro_loss, model, part, learnt) for part in parts])
+        tokens += sum(part.ids.numel() for part in parts)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
