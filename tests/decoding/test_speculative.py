@@ -77,7 +77,7 @@ def draws(model: Model, decoder: ft.Decoder, prompt: list[int], tokens: int, n: 
     with Audited(model, decoder, kv_slots=4000) as engine:
         outs = engine.generate(prompt, n=n, max_tokens=tokens, seed=seed, ignore_eos=True, progress=False, **SETTINGS)
         if not isinstance(decoder, ft.Autoregressive):
-            assert engine.cost.accepted > 0.2 * n
+            assert engine.cost.accepted > (0.02 if isinstance(decoder, ft.PromptLookup) else 0.2) * n
             assert engine.cost.drafted > 1.1 * engine.cost.accepted
     return Counter(tuple(c.token_ids) for c in outs)
 
@@ -86,6 +86,10 @@ EXACT: dict[str, Callable[[Model], ft.Decoder]] = {
     "plain": lambda draft: ft.Autoregressive(),
     "match, chain": lambda draft: ft.Speculative(draft, 4, adaptive=False),
     "match, tree": lambda draft: ft.Speculative(draft, tree=[2, 2, 1], adaptive=False),
+    "lookahead": lambda draft: ft.Lookahead(6, adaptive=False),
+    "lookahead, trie": lambda draft: ft.Lookahead(6, index="trie", adaptive=False),
+    "prompt lookup": lambda draft: ft.PromptLookup(4, adaptive=False),
+    "merged": lambda draft: ft.Speculative([ft.Lookahead(), draft, ft.PromptLookup()], 8, adaptive=False),
     **SAMPLING_RULES,
 }
 
