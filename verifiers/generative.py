@@ -13,12 +13,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..backend.engine import Engine
 from ..backend.generator import GenerationError, Generator, Score
 from ..backend.load import load
-from ..backend.request import seed_of
+from ..backend.request import Sampling, seed_of
 from ..decoding.autoregressive import Autoregressive
 from ..schema import Completion, Cost, Message, Problem, Status, Verdict
 from .scored import check_threshold, sigmoid
@@ -32,7 +32,7 @@ _SAID = re.compile(r"Is the answer correct(?: \(Yes/No\))?\? (Yes|No)\b")
 
 
 class GenerativeVerifier(Verifier):
-    """``lm`` judges; else ``model``, a name or path as :func:`forethought.load` takes it, on an engine of its own.
+    """``lm`` judges, unless ``model`` is given, a name or path as :func:`forethought.load` takes it, on an engine of its own.
 
     ``chains``: verdicts drawn for each solution at ``temperature``, or 0 for the direct form. ``prompt``: with {question} and
     {solution} in it, where the solution is the candidate without think tags; None: as the built-in model was trained.
@@ -56,15 +56,16 @@ class GenerativeVerifier(Verifier):
             if field not in self.template:
                 raise ValueError(f"prompt={prompt!r}: without {field}")
         check_threshold(threshold)
-        if (lm is None) == (model is None):
-            raise ValueError(f"lm={lm!r}, model={model!r}: one of them judges")
-        self._own: Engine | None = None
-        if model is not None:
-            lm = self._own = Engine(load(model), Autoregressive())
-        assert lm is not None
-        self.lm, self.chains, self.threshold, self.seed = lm, chains, threshold, seed
+        if lm is None and model is None:
+            raise ValueError("lm or model: somebody has to judge")
         self.options = options | {"temperature": temperature}
-        self.name = f"genrm:{chains}" + ("" if threshold is None else f">={threshold:g}")
+        known = Sampling.__dataclass_fields__
+        Sampling(**{name: value for name, value in self.options.items() if name in known})  # refuses bad values
+        self._own = None if model is None else Engine(load(model), Autoregressive())
+        self.lm = cast(Generator, self._own or lm)
+        self.chains, self.threshold, self.seed = chains, threshold, seed
+        judge = f"{self.lm.model.info.name}, " if isinstance(self.lm, Engine) else ""
+        self.name = f"genrm[{judge}{chains}]" + ("" if threshold is None else f">={threshold:g}")
 
     async def ajudge(self, problem: Problem, candidates: Sequence[str]) -> list[Verdict]:
         """Scored verdicts; equal solutions are judged, and paid, once. ``meta["verdicts"]``: what each chain said, None where
@@ -110,9 +111,10 @@ class GenerativeVerifier(Verifier):
         # What both continuations begin with has the same probability, so it cancels.
         scores: list[Score] = await self.lm.ascore(prompt, [f"{ASKED} Yes", f"{ASKED} No"])
         yes, no = (score.total for score in scores)
-        if math.isinf(yes) and math.isinf(no):
-            return self._verdict(None, "neither Yes nor No is possible", billed(scores[0].cost + scores[1].cost), {})
-        return self._verdict(sigmoid(yes - no), "", billed(Cost.parallel(score.cost for score in scores)), {})
+        cost = billed(Cost.parallel(score.cost for score in scores))
+        if yes == no == -math.inf:
+            return self._verdict(None, "neither Yes nor No is possible", cost, {})
+        return self._verdict(sigmoid(yes - no), "", cost, {})
 
     def _verdict(self, score: float | None, reason: str, cost: Cost, meta: dict[str, Any]) -> Verdict:
         status: Status = "unknown"

@@ -61,7 +61,7 @@ class ProcessRewardModel(Scored, StepScorer):
             self.text = tokenizer(model)
             head = LabelTokens(*self.format.labels(self.text))
         self.show("1 + 1?", "1 + 1 = 2.\n\nSo 2.")  # refuses a tokenizer of another format
-        super().__init__(model, head, setting=f":{self.aggregate}", threshold=threshold, kv_slots=kv_slots)
+        super().__init__(model, head, setting=f"[{self.aggregate}]", threshold=threshold, kv_slots=kv_slots)
 
     async def ascore(self, problem: Problem, partials: Sequence[str]) -> list[float]:
         """The aggregate over the steps so far. What was read before is not read again."""

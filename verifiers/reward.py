@@ -41,7 +41,7 @@ class RewardModel(Scored):
         self._pad: int | None = config.get_text_config().pad_token_id
         self.show("1 + 1?", "2")  # refuses a tokenizer without a chat template
         super().__init__(
-            model, Classifier.read(tensors, HEAD, model.info.width), setting="" if probability else ":logit", threshold=threshold,
+            model, Classifier.read(tensors, HEAD, model.info.width), setting="" if probability else "[logit]", threshold=threshold,
             kv_slots=kv_slots,
         )  # fmt: skip
 

@@ -216,7 +216,7 @@ def test_partial_solutions_are_scored_by_the_same_rule(any_case: Case) -> None:
         for verdict, score in zip(verdicts, scores, strict=True):
             if verdict.score is not None:
                 assert score == verdict.score == aggregated(steps(verdict), rule)
-        assert model.name.endswith(f":{rule}")
+        assert model.name.endswith(f"[{rule}]")
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("last", 0.5), ("min", 0.2), ("prod", 0.08), ("mean", 0.5)])
