@@ -40,10 +40,8 @@ class RewardModel(Scored):
         self.text, self.probability = tokenizer(model), probability
         self._pad: int | None = config.get_text_config().pad_token_id
         self.show("1 + 1?", "2")  # refuses a tokenizer without a chat template
-        super().__init__(
-            model, Classifier.read(tensors, HEAD, model.info.width), setting="" if probability else "[logit]", threshold=threshold,
-            kv_slots=kv_slots,
-        )  # fmt: skip
+        head, setting = Classifier.read(tensors, HEAD, model.info.width), "" if probability else "[logit]"
+        super().__init__(model, head, setting=setting, threshold=threshold, kv_slots=kv_slots)
 
     def show(self, question: str, candidate: str) -> Shown | None:
         _, ended, answer = candidate.rpartition(THINK_END)
