@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from ..kernels.attention import choose
@@ -102,6 +104,15 @@ def weights_hash(name_or_path: str | Path) -> str:
         with open(file, "rb") as data:
             whole.update(file.name.encode() + hashlib.file_digest(data, "sha256").digest())
     return whole.hexdigest()
+
+
+def parameters(name_or_path: str | Path) -> int:
+    """How many numbers a checkpoint holds, heads included, from the files' headers alone."""
+    total = 0
+    for file in safetensors_files(_find(name_or_path, code=False)[1]):
+        with safe_open(file, framework="pt") as tensors:
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - no mapping
+    return total
 
 
 def _find(name_or_path: str | Path, code: bool) -> tuple[str, Path]:

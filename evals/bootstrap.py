@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -34,12 +35,15 @@ class McNemar(NamedTuple):
     """Two-sided: how likely a split at least as uneven is if both runs are equally good."""
 
 
+@lru_cache(maxsize=4)
 def resamples(problems: int, repeats: int, seed: int) -> Ints:
-    """How often each problem is in each resample: [repeats, problems], every row adds up to ``problems``."""
+    """How often each problem is in each resample: [repeats, problems], every row adds up to ``problems``. Read-only."""
     for name, value in (("problems", problems), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"{name}={value}: at least 1")
-    return np.random.default_rng(seed).multinomial(problems, np.full(problems, 1 / problems), size=repeats)
+    found = np.random.default_rng(seed).multinomial(problems, np.full(problems, 1 / problems), size=repeats)
+    found.flags.writeable = False
+    return found
 
 
 def percentiles(samples: Floats, level: float) -> tuple[Floats, Floats]:

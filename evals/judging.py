@@ -15,7 +15,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from ..backend.generator import Generator
-from ..backend.load import weights_hash
+from ..backend.load import parameters, weights_hash
 from ..schema import Completion, Problem, Verdict
 from ..verifiers.verifier import Verifier
 from .config import build
@@ -81,7 +81,11 @@ def enrol(folder: RunFolder, verifier: Verifier, node: DictConfig) -> None:
         raise ValueError(f"{verifier.name!r} is this run's truth: an answer is chosen by another verifier than it is judged by")
     file = folder.path / FILE
     known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    mine = {"config": plain(node), "weights": weights(node)}
+    named = list(checkpoints(plain(node)))
+    mine = {
+        "config": plain(node), "weights": {name: weights_hash(name) for name in named},
+        "parameters": max(map(parameters, named), default=None),
+    }  # fmt: skip
     if (theirs := known.get(verifier.name, mine)) != mine:
         was, now = differ(theirs, mine)
         raise ValueError(f"{folder.path}: has verdicts by {verifier.name!r} set up otherwise: {was}, now {now}")
@@ -93,17 +97,13 @@ def plain(node: DictConfig) -> dict[str, Any]:
     return cast("dict[str, Any]", OmegaConf.to_container(node, resolve=True))
 
 
-def weights(node: DictConfig) -> dict[str, str]:
-    """The hash of every checkpoint that a verifier's config names."""
-
-    def names(value: Any) -> Iterator[str]:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                if key == "name_or_path" and isinstance(inner, str):
-                    yield inner
-                yield from names(inner)
-
-    return {name: weights_hash(name) for name in names(plain(node))}
+def checkpoints(config: Any) -> Iterator[str]:
+    """Every checkpoint that a verifier's config names."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key in ("model", "name_or_path") and isinstance(value, str):
+                yield value
+            yield from checkpoints(value)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..schema import Json
 from .curves import Curves, Difference, Figure, Fitted, curve, fits, read_curve
-from .draws import problems_of, tables, truth_of
+from .draws import Judged, problems_of, tables, truth_of
 from .selection import Selector
 from .terminal import amount, clean, table
 
@@ -42,6 +42,8 @@ class Results(Json):
     """k -> majority of k."""
     levels: Mapping[str, Figure]
     """Level -> accuracy of the chosen answers."""
+    single: Mapping[str, Figure]
+    """Level -> a single draw is right."""
     statuses: Mapping[str, int]
     """Of all draws, what the truth said."""
     truncated: float
@@ -66,7 +68,7 @@ class Results(Json):
 
     _nested = {
         "accuracy": Figure.from_json,
-        **dict.fromkeys(("coverage", "votes", "levels"), read_curve),
+        **dict.fromkeys(("coverage", "votes", "levels", "single"), read_curve),
         "laws": lambda given: {name: Fitted.from_json(law) for name, law in given.items()},
         "selectors": lambda given: {name: Selector.from_json(selector) for name, selector in given.items()},
         "differences": lambda given: [Difference.from_json(one) for one in given],
@@ -90,12 +92,14 @@ class Results(Json):
         levels = sorted({problem.level for problem in judged if problem.level is not None})
         by_level = {level: [p.right for p in judged if p.level == level] for level in levels}
         verifiers = sorted({verifier for draw in draws for verifier in draw.verdicts} - {name})
-        selectors = {verifier: Selector.of(verifier, judged, curves.ks) for verifier in verifiers}
+        sizes = _sizes(path, parameters)
+        selectors = {verifier: Selector.of(verifier, judged, curves.ks, sizes.get(verifier, 1.0)) for verifier in verifiers}
         return cls(
             path=str(path), truth=name, problems=len(judged), draws=len(draws),
             accuracy=Figure.share([problem.right for problem in judged]),
             coverage=curve(curves.ks, curves.coverage), votes=curve(curves.ks, curves.votes),
             levels={str(level): Figure.share(right) for level, right in by_level.items()},
+            single=_single(judged),
             statuses=dict(sorted(Counter(draw.status for draw in draws).items())),
             truncated=sum(draw.finish == "length" for draw in draws) / len(draws),
             tokens=sum(draw.cost.kept for draw in draws) / len(draws),
@@ -125,6 +129,23 @@ class Results(Json):
         return {name: figures for name, figures in found.items() if figures}
 
 
+def _single(judged: Sequence[Judged]) -> dict[str, Figure]:
+    """Of levels of which every problem has a judged draw."""
+    shares: dict[int, list[float]] = {}
+    for problem in judged:
+        if problem.level is not None:
+            known = [draw.right for draw in problem.draws if draw.right is not None]
+            shares.setdefault(problem.level, []).append(sum(known) / len(known) if known else np.nan)
+    return {str(level): Figure.of(np.array(share)) for level, share in sorted(shares.items()) if not np.isnan(share).any()}
+
+
+def _sizes(path: str | Path, parameters: int) -> dict[str, float]:
+    """Of each verifier with a model of its own, its parameters over the run's model's."""
+    file = Path(path) / "verifiers.json"
+    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {name: known[name]["parameters"] / parameters for name in known if parameters and known[name]["parameters"]}
+
+
 def show(results: Results) -> str:
     """The results as a person reads them."""
     lengths = f"{results.tokens:.0f} tokens a draw, {results.truncated:.1%} cut off at a length limit"
@@ -141,8 +162,9 @@ def show(results: Results) -> str:
         rows = [[clean(f"{d.first} less {d.second}"), str(d.k), signed(d.figure)] for d in differences]
         lines += ["", table(["paired", "k", "difference"], rows)]
     if len(results.levels) > 1:
-        rows = [[level, str(figure.problems), percent(figure)] for level, figure in results.levels.items()]
-        lines += ["", table(["level", "problems", "chosen right"], rows)]
+        single = {level: percent(figure) for level, figure in results.single.items()}
+        rows = [[level, str(f.problems), percent(f), single.get(level, "")] for level, f in results.levels.items()]
+        lines += ["", table(["level", "problems", "chosen right", "a draw right"], rows)]
     if results.timing.get("draws"):
         timing = results.timing
         speed = f"{amount(timing['tokens_per_second'])} tokens/s"

@@ -24,8 +24,8 @@ LOSSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 """What a wrong answer costs, in right answers."""
 EVERY = 256
 """Up to so many draws every k is tried for the best one, beyond that so many."""
-CHAINS = "scores"
-"""In ``Verdict.meta``: the score of each of several verifications of one solution."""
+CHAINS = "verdicts"
+"""In ``Verdict.meta``: what each of several verifications of one solution said, None where that could not be read."""
 
 
 _Held: TypeAlias = Callable[[str, Floats], None]
@@ -129,7 +129,7 @@ class Selector(Json):
     scored: Scored | None
     accepts: Accepts | None
     price: float | None
-    """Tokens of a verification over those of a solution."""
+    """FLOPs of a verification over those of a solution."""
     pairs: Sequence[Pair]
     """To solve or to verify: of equal cost are those with about the same one."""
     differences: Sequence[Difference]
@@ -139,8 +139,9 @@ class Selector(Json):
     }  # fmt: skip
 
     @classmethod
-    def of(cls, name: str, judged: Sequence[Judged], ks: Sequence[int]) -> Selector | None:
-        """Of the verifier ``name``; None where it has not judged all draws of any problem."""
+    def of(cls, name: str, judged: Sequence[Judged], ks: Sequence[int], size: float = 1.0) -> Selector | None:
+        """Of the verifier ``name``; None where it has not judged all draws of any problem. ``size``: its model's parameters over
+        those of the model that drew."""
         mine = [problem for problem in judged if all(name in draw.verdicts for draw in problem.draws)]
         if not mine:
             return None
@@ -154,7 +155,7 @@ class Selector(Json):
                 differences.append(Difference.of(f"{way} {name}", "majority", curves.ks[-1], pair))
 
         scored, accepts = _scored(found, said, curves.ks, held), _accepts(found, said, curves.ks, held)
-        price, pairs = _pairs(found, said, mine)
+        price, pairs = _pairs(found, said, mine, size)
         verdicts = [draw.verdicts[name] for problem in mine for draw in problem.draws]
         statuses = dict(sorted(Counter(str(verdict.status) for verdict in verdicts).items()))
         tokens = sum(verdict.cost.computed for verdict in verdicts) / len(verdicts)
@@ -210,16 +211,18 @@ def _accepts(found: Tables, said: Sequence[Sequence[Verdict]], ks: Sequence[int]
     )  # fmt: skip
 
 
-def _pairs(found: Tables, said: Sequence[Sequence[Verdict]], judged: Sequence[Judged]) -> tuple[float | None, list[Pair]]:
+def _pairs(
+    found: Tables, said: Sequence[Sequence[Verdict]], judged: Sequence[Judged], size: float
+) -> tuple[float | None, list[Pair]]:
     """At budgets of 1, 2, 4, … solutions up to all, what is left of them after 0, 1, 2, 4, … verifications each."""
     chains = [[list(verdict.meta.get(CHAINS, ())) for verdict in row] for row in said]
     many = max(len(chain) for row in chains for chain in row)
-    spent = sum(verdict.cost.computed for row in said for verdict in row)
+    spent = [verdict.cost.computed for row in said for verdict in row if verdict.cost.computed]  # equal texts are paid once
     if not many or not spent:
         return None, []
     width = found.right.shape[1]
-    written = sum(draw.cost.kept for problem in judged for draw in problem.draws[:width])
-    price = spent / many / max(1, written)
+    written = [draw.cost.computed for problem in judged for draw in problem.draws[:width]]
+    price = size * float(np.mean(spent) / many / np.mean(written))
     scores = np.full((*found.right.shape, many), np.nan)
     for i, row in enumerate(chains):
         for j, chain in enumerate(row):
@@ -230,7 +233,7 @@ def _pairs(found: Tables, said: Sequence[Sequence[Verdict]], judged: Sequence[Ju
         (s, v) for v in doublings for s in budgets
     }
     pairs = sorted((s, v) for s, v in grid if s <= width)
-    tried = solve_or_verify(found.right, scores, found.answers, pairs, price)
+    tried = solve_or_verify(found.right, scores, found.answers, pairs, price, repeats=4, subsets=50)
     return price, [
         Pair(s, v, float(tried.cost[i]), Figure.of(tried.best[:, i]), Figure.of(tried.vote[:, i]))
         for i, (s, v) in enumerate(pairs)
