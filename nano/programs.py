@@ -30,6 +30,12 @@ _TYPES: dict[Kind, str] = {"list": "list[int]", "string": "str", "number": "int"
 _ITEMS = {"list": ["x", "n", "item"], "string": ["c", "char"], "number": ["d"]}
 _VERBS = "count total check add swap result number sum digits out even odd text values items find".split()
 _LETTERS = "aabcddeeeinoorrsstt"
+_SWEEP: dict[Kind, Sequence[Any]] = {
+    "list": [[*range(i, i + 5)] for i in range(-13, 27, 5)],
+    "string": ["abcdeinorst", "tsroniedcba", "aaeeiioo", "stdrbnca"],
+    "number": range(-12, 41),
+}
+"""Inputs of which some lie at a boundary, wherever in a chain that is."""
 
 
 class _Chain:
@@ -88,7 +94,7 @@ class _Chain:
         for i in range(len(self.operations)):
             if sum(self.run(args[0], i) != want for args, want in usual) < 2:
                 return None
-        return visible, hidden
+        return visible, _tests(self, [*(args[0] for args, _ in hidden), *_SWEEP[self.kind]])
 
 
 def _tests(chain: _Chain, inputs: Sequence[Any]) -> list[list[Any]]:

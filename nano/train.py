@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from . import tokenizer as tok
+from .fit import Log, Loss, Schedule, fit, newest_checkpoint, say
 from .mix import Document, chat, documents
 from .problems import LEVELS, generate, read_answer
 
@@ -34,8 +32,8 @@ VOCABULARY = 1024
 MAX_NEW_TOKENS = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe(Schedule):
     """Shape of the model and length of its training."""
 
     width: int
@@ -43,11 +41,6 @@ class Recipe:
     heads: int
     kv_heads: int
     mlp: int
-    steps: int
-    rate: float
-    warmup: int = 100
-    decay: float = 0.2
-    """Share of the steps over which the rate falls to zero."""
     documents: int = 64
     """Documents a step, about 10,000 tokens."""
     row_tokens: int = 2048
@@ -68,10 +61,6 @@ class Recipe:
             eos_token_id=tok.SPECIALS.index(tok.END),
             pad_token_id=tok.SPECIALS.index(tok.PAD),
         )
-
-    def rate_at(self, step: int) -> float:
-        tail = (self.steps - step) / max(1, round(self.steps * self.decay))
-        return self.rate * min(1.0, (step + 1) / self.warmup, tail)
 
 
 RECIPES = {
@@ -130,42 +119,6 @@ def micro_loss(model: LlamaForCausalLM, batch: Batch, learnt: int) -> Tensor:
     return loss_sum(model, batch.ids.to(device), batch.predict_from.to(device), batch.targets.to(device)) / learnt
 
 
-def backward(model: torch.nn.Module, losses: Sequence[Callable[[], Tensor]]) -> float:
-    """Puts the gradient of the losses' sum into the weights and returns that sum.
-
-    On a CPU every core computes losses of its own: operations this small do not pay to be shared out. The gradients are added
-    in order, so the sum does not depend on how many cores there are.
-    """
-    weights = list(model.parameters())
-
-    def one(loss: Callable[[], Tensor]) -> tuple[float, Sequence[Tensor]]:
-        value = loss()
-        return value.item(), torch.autograd.grad(value, weights)
-
-    threads = torch.get_num_threads() if weights[0].device.type == "cpu" else 1
-    torch.set_num_threads(1 if threads > 1 else threads)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            total = 0.0
-            for value, gradients in pool.map(one, losses):
-                total += value
-                for weight, gradient in zip(weights, gradients, strict=True):
-                    weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
-    finally:
-        torch.set_num_threads(threads)
-    return total
-
-
-def optimizer_for(model: LlamaForCausalLM, rate: float) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves norms alone."""
-    weights = list(model.parameters())
-    groups = [
-        {"params": [w for w in weights if w.ndim > 1], "weight_decay": 0.1},
-        {"params": [w for w in weights if w.ndim == 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
-
-
 @torch.inference_mode()
 def accuracy(model: LlamaForCausalLM, count: int) -> dict[int, float]:
     """Greedy share of held-out problems solved, by level; ``count`` problems in all."""
@@ -188,73 +141,26 @@ def accuracy(model: LlamaForCausalLM, count: int) -> dict[int, float]:
 
 
 def train(
-    recipe: Recipe,
-    out: Path,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    resume: bool = False,
-    stop_at: int | None = None,
-    save_every: int = 150,
-    log: Callable[[str], None] = lambda line: print(line, flush=True),
+    recipe: Recipe, out: Path, *, seed: int = 0, device: str = "cpu", log: Log = say, **options: Any
 ) -> LlamaForCausalLM:
-    """Trains to ``recipe.steps`` (or pauses at ``stop_at``), leaving ``step-N.pt`` in ``out``.
-
-    ``resume`` goes on from the newest of them; without it, a folder that holds some already is refused (``FileExistsError``).
-    """
-    newest = newest_checkpoint(out)
-    if newest and not resume:
-        raise FileExistsError(f"{out} holds checkpoints: resume, or name another folder")
+    """Trains by ``recipe``, leaving checkpoints in ``out``; other options are those of :func:`~forethought.nano.fit.fit`."""
     torch.manual_seed(seed)
     model = build_model(recipe).to(device)
-    optimizer = optimizer_for(model, recipe.rate)
-    out.mkdir(parents=True, exist_ok=True)
-    done = 0
-    if newest:
-        state = torch.load(newest, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        done = state["step"]
     tokenizer = tok.build()
-    tokens, since = 0, time.perf_counter()
-    for step in range(done, recipe.steps if stop_at is None else stop_at):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate_at(step)
+
+    def losses(step: int) -> tuple[list[Loss], int]:
         parts = list(batches(documents(seed, step, recipe.documents), tokenizer, recipe.row_tokens))
         learnt = sum(len(part.targets) for part in parts)
-        total = backward(model, [partial(micro_loss, model, part, learnt) for part in parts])
-        tokens += sum(part.ids.numel() for part in parts)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % 20 == 0:
-            rate = tokens / (time.perf_counter() - since)
-            log(f"step {step + 1}/{recipe.steps}  loss {total:.4f}  {rate:,.0f} tokens/s")
-            tokens, since = 0, time.perf_counter()
-        if (step + 1) % save_every == 0 or step + 1 in (recipe.steps, stop_at):
-            save_checkpoint(out, step + 1, model, optimizer)
-        if (step + 1) % (2 * save_every) == 0:
-            log_accuracy(model, 64, log)
-            tokens, since = 0, time.perf_counter()
+        return [partial(micro_loss, model, part, learnt) for part in parts], sum(part.ids.numel() for part in parts)
+
+    fit(model, recipe, out, losses, log=log, look=lambda: log_accuracy(model, 64, log), **options)
     return model
 
 
-def log_accuracy(model: LlamaForCausalLM, count: int, log: Callable[[str], None]) -> None:
+def log_accuracy(model: LlamaForCausalLM, count: int, log: Log) -> None:
     by_level = accuracy(model, count)
     levels = " ".join(f"{share:.2f}" for share in by_level.values())
     log(f"held-out greedy {sum(by_level.values()) / len(by_level):.3f}  levels 1-8: {levels}")
-
-
-def newest_checkpoint(out: Path) -> Path | None:
-    return max(out.glob("step-*.pt"), default=None)
-
-
-def save_checkpoint(out: Path, step: int, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> None:
-    """Whole or not at all: written beside, then renamed."""
-    state: dict[str, Any] = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    target = out / f"step-{step:06d}.pt"
-    torch.save(state, target.with_suffix(".tmp"))
-    os.replace(target.with_suffix(".tmp"), target)
 
 
 def export(recipe: Recipe, checkpoint: Path, folder: Path) -> None:

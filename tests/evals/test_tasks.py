@@ -110,7 +110,7 @@ def test_rows_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         Gsm8k("org/none").problems()
 
 
-@pytest.mark.parametrize("option", ["gsm8k", "math500", "aime", "nano_math", "humaneval", "humanevalplus", "mbpp"])
+@pytest.mark.parametrize("option", ["gsm8k", "math500", "aime", "nano_math", "nano_code", "humaneval", "humanevalplus", "mbpp"])
 def test_configs_build(option: str) -> None:
     assert build(compose("eval", [f"task={option}"]).task).name.startswith(option)
 
