@@ -1,6 +1,7 @@
 """Held-out code problems of the built-in models' own kind, made on the spot. Programs run in a sandbox.
 
-Truth is the hidden tests; the visible ones, of which a problem shows some, are for a verifier that selects (``verifier=visible``).
+Truth is the hidden tests; the visible ones, of which a problem shows some, are for a verifier that selects
+(``verifier=visible``).
 """
 
 from __future__ import annotations
