@@ -49,8 +49,9 @@ class Checkpoint:
         return tensor.to(self._device, self._dtype)
 
     def under(self, *prefixes: str) -> dict[str, Tensor]:
-        """Every tensor whose name begins with one of ``prefixes``, of whatever shape."""
-        names = [name for name in self._names if name.startswith(prefixes)]
+        """Every tensor of the modules ``prefixes``, of whatever shape."""
+        dotted = tuple(f"{prefix}." for prefix in prefixes)
+        names = [name for name in self._names if name.startswith(dotted)]
         return {name: self.read(name, self._tensors[self._names[name]].shape) for name in names}
 
     @property

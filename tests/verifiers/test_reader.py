@@ -115,6 +115,13 @@ def test_a_call_takes_so_many_tokens_and_no_more() -> None:
     assert len(sizes) <= 10
 
 
+def test_a_call_takes_no_more_than_the_pool_holds() -> None:
+    toy, rng = Toy(), random.Random(5)
+    made = reader(toy, kv_slots=100)
+    read(made, *[every([i, *(rng.randrange(100) for _ in range(39))], 40) for i in range(9)])
+    assert (toy.calls, toy.tokens) == (5, 360)
+
+
 def test_what_was_not_used_for_longest_goes_first() -> None:
     rng = random.Random(3)
     first, second, third = ([rng.randrange(100) for _ in range(40)] for _ in range(3))
