@@ -80,7 +80,13 @@ def qwen_tokenizer() -> Any:
 
 
 def llama_tokenizer() -> Any:
-    tokenizer = byte_level(LLAMA_SPECIALS, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
+    """It puts a BOS before any text, as Llama 3's does, and the chat template has one of its own."""
+    from tokenizers import processors
+
+    begin = LLAMA_SPECIALS[0]
+    tokenizer = byte_level(LLAMA_SPECIALS, bos_token=begin, eos_token="<|eot_id|>")
+    single = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, 0)])
+    tokenizer.backend_tokenizer.post_processor = single
     tokenizer.chat_template = LLAMA_CHAT
     return tokenizer
 
