@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from forethought.nano import programs
 from forethought.nano import tokenizer as tok
+from forethought.nano.fit import backward
 from forethought.nano.mix import SOURCES, chat, documents
 from forethought.nano.problems import generate
 from forethought.nano.train import RECIPES, Recipe, batches, build_model, export, loss_sum, main, newest_checkpoint, train
@@ -20,7 +22,12 @@ TINY = Recipe(width=32, layers=1, heads=1, kv_heads=1, mlp=32, steps=2, rate=1e-
 def test_documents_depend_on_seed_and_step_alone() -> None:
     assert documents(0, 3, 4) == documents(0, 3, 8)[:4] != documents(0, 4, 4)
     held_out = {generate(1 + i % 8, i, "test").question for i in range(400)}
-    assert not any(question in doc.text for doc in documents(1, 1, 300) for question in held_out)
+    held_out |= {programs.generate(1 + i % 5, i, "test").question for i in range(200)}
+    made = documents(1, 1, 300)
+    assert not any(question in doc.text for doc in made for question in held_out)
+    kinds = [("```python" in doc.text) + 2 * ("Is the solution correct?" in doc.text) for doc in made]
+    assert kinds.count(0) > kinds.count(1) > 40
+    assert kinds.count(2) > 20
     assert len(SOURCES) == len({make for _, make in SOURCES})
 
 
@@ -53,6 +60,26 @@ def test_padding_changes_nothing() -> None:
         return sum(float(loss_sum(model, p.ids, p.predict_from, p.targets).detach()) for p in parts)
 
     assert loss(0, 1, 2) == pytest.approx(loss(0) + loss(1) + loss(2), rel=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_gradient_is_that_of_the_sum_of_losses(threads: int) -> None:
+    def losses(weight: torch.Tensor) -> list[torch.Tensor]:
+        return [(weight * x).sin().sum() for x in (1.0, 2.0, 3.0)]
+
+    model = torch.nn.Linear(4, 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        total = backward(model, [lambda i=i: losses(model.weight)[i] + 0 * model.bias.sum() for i in range(3)])  # type: ignore[misc]
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    weight = model.weight.detach().clone().requires_grad_()
+    expected = torch.stack(losses(weight)).sum()
+    expected.backward()
+    assert total == pytest.approx(expected.item())
+    assert torch.allclose(model.weight.grad, weight.grad)  # type: ignore[arg-type]
 
 
 def test_resume_ends_at_the_same_weights(tmp_path: Path) -> None:
