@@ -69,8 +69,8 @@ def load_backbone(
 ) -> tuple[Model, dict[str, Tensor], Any]:  # fmt: skip
     """A checkpoint that has a head of its own in place of an LM head, such as a reward model's.
 
-    Returns the model, of which only hidden states mean something; the tensors whose names begin with one of ``heads``, on its
-    device in its dtype; and the transformers config. Nothing of the checkpoint's own code runs. Raises as :func:`load`.
+    Returns the model, of which only hidden states mean something; the tensors of the modules ``heads``, on its device in its
+    dtype; and the transformers config. Nothing of the checkpoint's own code runs. Raises as :func:`load`.
     """
     choose(impl)
     name, path = _find(name_or_path, code=False)
