@@ -152,7 +152,8 @@ def _draw(draw: Draw, text: str, truth: str, parameters: int, room: Room) -> Htm
     brief = " · ".join(f"{name} {_word(verdict)}" for name, verdict in others)
     head = f"{MARKS[draw.status]} draw {draw.index} · {draw.cost.kept} tokens{ended}{' · ' + brief if brief else ''}"
     verdicts = [_verdict(name, verdict) for name, verdict in [(truth, draw.verdicts[truth]), *others]]
-    return unfolds(head, h("pre", cut(text, room.characters)), h("ul", *verdicts, h("li", _bill(draw.cost, parameters))), class_="draw")
+    below = h("ul", *verdicts, h("li", _bill(draw.cost, parameters)))
+    return unfolds(head, h("pre", cut(text, room.characters)), below, class_="draw")
 
 
 def _word(verdict: Verdict) -> str:

@@ -49,9 +49,10 @@ class Line:
 
 
 def chart(
-    title: str, lines: Sequence[Line], *, x: str, y: str, percent: bool = True, upto: float | None = None, doubling: bool = True
+    title: str, lines: Sequence[Line], *, x: str, y: str, percent: bool = True, upto: float | None = None, of: str = ""
 ) -> Html:
-    """``lines`` in one picture. ``upto``: where the draws end; ``doubling``: x on a scale of doublings, else as it is.
+    """``lines`` in one picture, x on a scale of doublings. ``upto``: where the draws end; ``of``: a page has no two charts of one
+    title that are of the same.
 
     Raises ``ModuleNotFoundError`` that says what to install where there is no matplotlib.
     """
@@ -63,10 +64,9 @@ def chart(
         axes.plot(line.x, line.y, style, color=colour, label=visible(line.name).lstrip("_"), marker=marker, linewidth=1.6)
         if line.low and len(lines) <= BANDS:
             axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.13, linewidth=0)
-    if doubling:
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.minorticks_off()
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.minorticks_off()
     if percent:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
     if upto is not None:
@@ -81,7 +81,7 @@ def chart(
         with warnings.catch_warnings(action="ignore"):  # a name in letters that matplotlib's own font lacks: the page's has them
             figure.savefig(file, format="svg", transparent=True, metadata={"Date": None}, bbox_inches="tight")
         svg = file.getvalue().decode()
-    return h("figure", _inline(svg, title), h("figcaption", title))
+    return h("figure", _inline(svg, title, of), h("figcaption", title))
 
 
 def _empty() -> tuple[Any, Any]:
@@ -111,11 +111,11 @@ def _sentinel(number: int) -> str:
     return f"#0a0c{number % COLOURS:02x}"
 
 
-def _inline(svg: str, title: str) -> Html:
+def _inline(svg: str, title: str, of: str) -> Html:
     """The drawing for the inside of a page: names of its parts that no other drawing has, and the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    mine, used = hashlib.sha256((title + svg).encode()).hexdigest()[:8], set(re.findall(r"#([\w-]+)", svg))
+    mine, used = hashlib.sha256(visible(f"{title} {of}").encode()).hexdigest()[:8], set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r'\s\bid="([^"]+)"', lambda name: f' id="{mine}-{name[1]}"' if name[1] in used else "", svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{mine}-", svg)
     svg = re.sub(r'\b(?:d|x|y|transform)="[^"]*"', lambda place: re.sub(r"(\d\.\d\d)\d+", r"\1", place[0]), svg)

@@ -20,6 +20,8 @@ from .estimators import Floats, Ints, pass_at_k, vote_at_k
 from .intervals import wilson
 
 LAWS: Mapping[str, Law] = {"power law": PowerLaw(), "beta-binomial": BetaBinomial(), "zero-inflated": ZeroInflated()}
+FEW = 8
+"""Of fewer draws there is no curve that a law could follow."""
 REPLICAS = 200
 """Resamples of the problems that a law is fitted to again."""
 
@@ -128,9 +130,9 @@ class Curves:
 
 
 def fits(found: Tables) -> dict[str, Fitted]:
-    """Each law; none where there are fewer than two draws of a problem, or none is right."""
+    """Each law; none where a problem has fewer than ``FEW`` draws, or no draw is right."""
     n, c = (~np.isnan(found.right)).sum(1), np.nansum(found.right, 1).astype(int)
-    if n.min() < 2 or not c.any():
+    if n.min() < FEW or not c.any():
         return {}
     end = REACH * int(n.min())
     ks = np.unique(np.geomspace(1, end, 31).round().astype(int)).tolist()

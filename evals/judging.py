@@ -110,7 +110,9 @@ def checkpoints(config: Any) -> Iterator[str]:
 def verifier_of(node: DictConfig, lm: Callable[[], Generator]) -> Iterator[Verifier]:
     """The verifier that a config describes, closed at the end; one that asks a model and brings none gets ``lm``."""
     made = build(node)
-    verifier: Verifier = made(lm=lm()) if isinstance(made, partial) else made
+    if isinstance(made, partial):
+        made = made() if made.keywords.get("model") else made(lm=lm())
+    verifier: Verifier = made
     try:
         yield verifier
     finally:

@@ -145,7 +145,7 @@ def laws(run: Shown) -> Html | None:
         "Laws of coverage are models: they agree where there are draws and part beyond. The dotted line is where the draws end; "
         "no law is followed further than ten times as far, or without an interval."
     )
-    drawing = chart("Coverage and where three laws take it", lines, x="draws", y="pass@k", upto=drawn)
+    drawing = chart("Coverage and where three laws take it", lines, x="draws", y="pass@k", upto=drawn, of=run.name)
     return join(drawing, grid(header, rows, left=2), h("p", note, class_="note"))
 
 
@@ -194,20 +194,20 @@ def _selector(run: Shown, name: str, selector: Selector) -> Iterable[Html]:
         yield h("p", f"{most}, for {high} if those of which none was accepted come out right.")
         answers = {"answers given": accepts.answered, "right": accepts.right, "right of those given": accepts.precision}
         lines = [Line.of(way, figures) for way, figures in answers.items()]
-        yield chart(f"Drawing until {name} accepts", lines, x="draws at most", y="problems")
+        yield chart(f"Drawing until {name} accepts", lines, x="draws at most", y="problems", of=run.name)
         lines = [Line.of(f"loss {one.loss:g}", one.curve, band=False) for one in accepts.utility]
         title = f"What it brings, by the loss of a wrong answer ({name})"
-        yield chart(title, lines, x="draws at most", y="right answers", percent=False)
+        yield chart(title, lines, x="draws at most", y="right answers", percent=False, of=run.name)
         rows = [[f"{one.loss:g}", _draws(one.best_k, one.climbing), f"{one.best:.3f}"] for one in accepts.utility]
         yield grid(["loss of a wrong answer", "draws worth making", "brings a problem"], rows, left=0)
-    yield from _solve_or_verify(name, selector)
+    yield from _solve_or_verify(name, selector, run.name)
 
 
 def _draws(best: int, climbing: bool) -> str:
     return "none: better no answer" if not best else f"{best:,} or more" if climbing else f"{best:,}"
 
 
-def _solve_or_verify(name: str, selector: Selector) -> Iterable[Html]:
+def _solve_or_verify(name: str, selector: Selector, of: str) -> Iterable[Html]:
     if not selector.pairs:
         return
     lines = []
@@ -217,7 +217,7 @@ def _solve_or_verify(name: str, selector: Selector) -> Iterable[Html]:
         figures = [pair.vote for pair in some]
         x = [pair.cost for pair in some]
         lines.append(Line(label, x, [f.value for f in figures], [f.low for f in figures], [f.high for f in figures]))
-    yield chart(f"To solve or to verify, at equal FLOPs ({name})", lines, x="FLOPs of so many solutions", y="right")
+    yield chart(f"To solve or to verify, at equal FLOPs ({name})", lines, x="FLOPs of so many solutions", y="right", of=of)
     rows = [
         [str(p.solutions), str(p.verifications), f"{p.cost:.1f}", cell(p.vote), cell(p.best) if p.verifications else ""]
         for p in sorted(selector.pairs, key=lambda pair: (pair.cost, pair.verifications))

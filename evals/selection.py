@@ -226,7 +226,8 @@ def _pairs(
     scores = np.full((*found.right.shape, many), np.nan)
     for i, row in enumerate(chains):
         for j, chain in enumerate(row):
-            scores[i, j, : len(chain)] = [np.nan if score is None else score for score in chain]
+            if found.answers[i, j] >= 0:
+                scores[i, j, : len(chain)] = [np.nan if score is None else score for score in chain]
     doublings = [0, *(1 << i for i in range(many.bit_length()))]
     budgets = [1 << i for i in range(width.bit_length())]
     grid = {pair for budget in budgets for pair in equal_cost(budget, price, doublings)} | {

@@ -36,7 +36,7 @@ def error(capsys: pytest.CaptureFixture[str], *argv: str, code: int = BAD_INPUT)
     return captured.err
 
 
-@pytest.mark.parametrize("command", ["", "solve", "bench", "demo", "doctor"])
+@pytest.mark.parametrize("command", ["", "solve", "eval", "score", "report", "compare", "bench", "demo", "doctor"])
 def test_help_is_there_before_torch(command: str) -> None:
     code = f"""
 import atexit, sys
@@ -46,9 +46,13 @@ sys.exit(main({[*command.split(), "--help"]}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    options = {"solve": ["autoregressive", "nano-draft", "greedy"], "bench": ["autoregressive", "nano-draft"], "demo": ["greedy"]}
+    options = {
+        "solve": ["autoregressive", "nano-draft", "greedy"], "bench": ["autoregressive", "nano-draft"], "demo": ["greedy"],
+        "eval": ["nano_math", "best_of_n", "first_accept", "visible", "sample"], "score": ["maths", "visible"],
+    }  # fmt: skip
     for listed in options.get(command, []):
-        assert re.search(rf"^  (model|decoder|sampling) .*\b{listed}\b", done.stdout, re.MULTILINE)
+        groups = "model|decoder|sampling|task|strategy|strategy.stop|verifier"
+        assert re.search(rf"^  ({groups}) .*\b{listed}\b", done.stdout, re.MULTILINE)
     assert max(map(len, done.stdout.splitlines())) <= 130
 
 

@@ -9,6 +9,7 @@ from forethought import Engine
 from forethought.backend.decoder import Decoder
 from forethought.evals.config import build, compose, expand, options
 from forethought.evals.groups import CONF, groups
+from forethought.verifiers.verifier import Verifier
 
 OPTIONS = [(group, option) for group, names in groups().items() for option in names]
 
@@ -30,11 +31,10 @@ def node(config: DictConfig, group: str) -> DictConfig | None:
 @pytest.mark.parametrize("root", sorted(path.stem for path in CONF.glob("*.yaml")))
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes(root: str, group: str, option: str) -> None:
-    if (group in EVAL and root != "eval") or root in ("report", "score") or (root, group) == ("bench", "sampling"):
-        # bench measures greedy decoding, and refuses what it would not heed
-        if (root, group) != ("score", "verifier"):
-            assert node(compose(root), group) is None
-            return
+    not_there = (group in EVAL and root != "eval") or root in ("report", "score")
+    if (root, group) == ("bench", "sampling") or (not_there and (root, group) != ("score", "verifier")):
+        assert node(compose(root), group) is None  # bench measures greedy decoding, and refuses what it would not heed
+        return
     path = ["model.name_or_path=x"] if option == "hf" else []
     config = compose(root, [f"{group}={option}", *path])
     assert node(config, group) is not None
@@ -58,6 +58,26 @@ def test_every_model_builds(option: str) -> None:
     assert build(compose("config", [f"model={option}"]).model).info.name == option
 
 
+@pytest.mark.parametrize("option", groups()["strategy/stop"])
+def test_every_stopping_rule_builds_into_the_strategy(option: str) -> None:
+    config = compose("eval", [f"strategy.stop={option}"])
+    assert config == compose("eval", [f"strategy/stop={option}"])
+    assert build(config.strategy).keywords["stop"].done(accepted=1, rejected=0, votes=[30]) is True
+
+
+@pytest.mark.parametrize("option", ["maths", "visible"])
+def test_verifiers_without_a_model_build(option: str) -> None:
+    verifier = build(compose("score", [f"verifier={option}"]).verifier)
+    assert isinstance(verifier, Verifier)
+    verifier.close()
+
+
+def test_of_what_may_be_missing_null_is_none() -> None:
+    assert compose("eval", ["verifier=null", "strategy.stop=null"]) == compose("eval")
+    assert "verifier" not in compose("eval")
+    assert [compose("eval", run).get("verifier") is None for run in expand(["verifier=null,maths"])] == [True, False]
+
+
 def test_a_node_holds_a_target_and_its_arguments() -> None:
     for group, option in OPTIONS:
         if group != "sampling":  # options of generate, not a component
@@ -79,6 +99,7 @@ def test_values_reach_generate() -> None:
 
 
 WRONG = {
+    "strategy.stop=nope": "strategy/stop=nope: no such strategy/stop; there is first_accept",
     "decoder=nope": "decoder=nope: no such decoder; there is autoregressive",
     "model=nope": r"no such model; there is hf, nano, nano-draft, a folder \(./nope\)",
     "decoder=[a,b]": "one option at a time; to run several, --multirun decoder=a,b",
@@ -100,7 +121,7 @@ WRONG = {
 @pytest.mark.parametrize("override", WRONG)
 def test_wrong_overrides_say_what_is_right(override: str) -> None:
     with pytest.raises(ValueError, match=WRONG[override]) as raised:
-        compose("config", [override])
+        compose("eval" if override.startswith("strategy") else "config", [override])
     assert "\n" not in str(raised.value)
 
 

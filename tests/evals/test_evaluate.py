@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,18 @@ import pytest
 from forethought.backend.load import BUILT_IN, weights_hash
 from forethought.evals.cli import main
 from forethought.evals.config import compose
+from forethought.evals.draws import problems_of
 from forethought.evals.estimators import pass_at_k
 from forethought.evals.evaluate import evaluate_one
 from forethought.evals.folder import read
 from forethought.evals.intervals import wilson
 from forethought.evals.results import Results
-from forethought.evals.draws import problems_of
 from forethought.evals.tasks.nano_math import NanoMath
 from forethought.nano.problems import read_answer
+from forethought.schema import Problem, Verdict
 from forethought.search.strategy import seed_of
 from forethought.verifiers.answer import Answer
+from forethought.verifiers.maths import Maths
 
 SMALL = ["strategy.n=3", "run.problems=5", "max_tokens=96"]
 
@@ -143,6 +147,71 @@ def test_kill_9_at_any_moment_and_go_on(tmp_path: Path) -> None:
     assert {key: seed for key, (seed, _) in after.items()} == {key: seed for key, (seed, _) in calm.items()}
     assert sum(after[key] != calm[key] for key in calm) <= 2, "but for ties in floating point"
     assert len(rows(tmp_path / "killed", "solutions")) == 120
+
+
+CHOSEN = ["verifier=maths", "verifier.symbolic=false", "strategy.select=accepted"]
+
+
+def test_a_verifier_chooses_and_another_judges(tmp_path: Path) -> None:
+    run(tmp_path, *CHOSEN)
+    said = Counter((r["problem"], r["index"], r["verifier"]) for r in rows(tmp_path, "verdicts"))
+    expected = {(*draw, verifier) for draw in texts(tmp_path) for verifier in ("maths", "answer")}
+    assert said == Counter(dict.fromkeys(expected, 1))
+    words = {(r["problem"], r["index"]): r["status"] for r in rows(tmp_path, "verdicts") if r["verifier"] == "maths"}
+    for row in rows(tmp_path, "solutions"):
+        accepted = [i for i in range(3) if words[row["problem_id"], i] == "correct"]
+        assert row["chosen"] == (accepted[0] if accepted else None)
+    results = Results.from_json(json.loads((tmp_path / "results.json").read_text()))
+    assert (results.truth, set(results.selectors)) == ("answer", {"maths"})
+    with pytest.raises(ValueError, match="another config"):
+        run(tmp_path)
+
+
+def test_what_a_verifier_has_said_it_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, *CHOSEN)
+    whole = {name: (tmp_path / f"{name}.jsonl").read_bytes() for name in ("verdicts", "solutions")}
+    expected = {(r["problem"], r["index"], r["verifier"], r["status"]) for r in rows(tmp_path, "verdicts")}
+    kept = whole["verdicts"].splitlines(True)[:8]
+    (tmp_path / "verdicts.jsonl").write_bytes(b"".join(kept))
+    (tmp_path / "solutions.jsonl").write_bytes(b"")
+    drawn = {(r["problem"], r["index"]): r["completion"]["text"] for r in rows(tmp_path, "samples")}
+    known = {(r["problem"], drawn[r["problem"], r["index"]]) for r in map(json.loads, kept) if r["verifier"] == "maths"}
+    asked = []
+    judge = Maths.ajudge
+
+    async def listening(self: Maths, problem: Problem, candidates: Sequence[str]) -> list[Verdict]:
+        asked.extend((problem.id, text) for text in candidates)
+        return await judge(self, problem, candidates)
+
+    monkeypatch.setattr(Maths, "ajudge", listening)
+    run(tmp_path, *CHOSEN)
+    assert len(known) >= 2
+    assert not known & set(asked)
+    assert set(asked) | known == {(problem, text) for (problem, _), text in drawn.items()}
+    assert {(r["problem"], r["index"], r["verifier"], r["status"]) for r in rows(tmp_path, "verdicts")} == expected
+    assert len(rows(tmp_path, "verdicts")) == len(expected)
+    assert (tmp_path / "solutions.jsonl").read_bytes().count(b"\n") == 5
+
+
+def test_a_stopping_rule_ends_a_problem(tmp_path: Path) -> None:
+    run(tmp_path, *CHOSEN, "strategy.round=1", "strategy.stop=first_accept", "sampling.temperature=1.5", "run.problems=8")
+    words = {(r["problem"], r["index"]): r["status"] for r in rows(tmp_path, "verdicts") if r["verifier"] == "maths"}
+    drawn = Counter(problem for problem, _ in texts(tmp_path))
+    assert len(drawn) == 8
+    for problem, count in drawn.items():
+        first = next((i for i in range(count) if words[problem, i] == "correct"), None)
+        assert count == (3 if first is None else first + 1)
+    assert min(drawn.values()) < max(drawn.values())
+
+
+def test_the_truth_cannot_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    monkeypatch.setattr(Maths, "close", lambda self: closed.append(self))
+    monkeypatch.setattr(Answer, "name", "maths")
+    with pytest.raises(ValueError, match="'maths' is this run's truth: an answer is chosen by another verifier"):
+        run(tmp_path, *CHOSEN)
+    assert len(closed) == 1
+    assert rows(tmp_path, "samples") == []
 
 
 def test_another_config_or_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
