@@ -52,11 +52,11 @@ def chart(
     title: str, lines: Sequence[Line], *, x: str, y: str, percent: bool = True, upto: float | None = None, of: str = ""
 ) -> Html:
     """``lines`` in one picture, x on a scale of doublings. ``upto``: where the draws end; ``of``: a page has no two charts of one
-    title that are of the same.
+    title that are of the same. Lines without a point are left out.
 
     Raises ``ModuleNotFoundError`` that says what to install where there is no matplotlib.
     """
-    figure, axes = _empty()
+    lines, (figure, axes) = [line for line in lines if line.y], _empty()
     for number, line in enumerate(lines):
         colour = _sentinel(number if line.colour is None else line.colour)
         marker = "." if line.style == "-" and len(line.x) < 24 else None

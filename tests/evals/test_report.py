@@ -226,6 +226,13 @@ def test_a_run_too_small_for_curves(tmp_path: Path) -> None:
     assert not found.all("svg")
 
 
+def test_a_verifier_that_accepts_nothing(tmp_path: Path) -> None:
+    no = {name: [Verdict("wrong", 0.0)] * 8 for name in RIGHTS}
+    _, found = page(made(tmp_path, RIGHTS, others={"no": no}))
+    assert "none: better no answer" in found.texts
+    assert "Drawing until no accepts" in [svg["aria-label"] for svg in found.all("svg")]
+
+
 def test_where_the_page_goes(full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = made(tmp_path / "a", {"p": [True]}), made(tmp_path / "b", {"p": [True]})
     monkeypatch.chdir(tmp_path)
