@@ -55,6 +55,7 @@ class Results(Json):
     texts: float
     """Different texts over draws."""
     flops: float
+    """Of all tokens that the strategy had computed, a verifier's too, at the size of the run's model."""
     parameters: int
     laws: Mapping[str, Fitted]
     """How coverage goes on, by each law."""

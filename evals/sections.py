@@ -241,7 +241,7 @@ def cost(runs: Sequence[Shown]) -> Html:
         "drafted": "drafted", "drafted and taken": "accepted", "computed and thrown away": "discarded",
         "put in": "injected", "computed by draft models": "drafting", "probes": "probe", "verifier tokens": "verifier",
     }  # fmt: skip
-    row("FLOPs of the model", [amount(run.results.flops) if run.results.flops else "" for run in runs])
+    row("FLOPs, all at the model's size", [amount(run.results.flops) if run.results.flops else "" for run in runs])
     row("the same, a draw", [amount(run.results.flops / run.results.draws) if run.results.flops else "" for run in runs])
     row("tokens computed", [f"{bill.computed:,}" for bill in bills])
     for name, field in kinds.items():

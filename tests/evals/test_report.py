@@ -120,7 +120,7 @@ def test_what_a_page_shows(full: Path) -> None:
         "Figures of the built-in model nano", percent(results.accuracy).split(" ")[1], "BestOfN, n 2, select majority",
         "temperature 0.8, top_p 0.95", "zero-inflated", "wrong draws that it accepts: false positives", "To solve or to verify",
         "draws worth making", "one draw right, %", "majority less one draw", "steps 0.50, 0.25", "<a fast one>",
-        "FLOPs of the model", "25.0%", "loss 8",
+        "FLOPs, all at the model's size", "25.0%", "loss 8",
     ):  # fmt: skip
         assert part in said, part
     assert f"{100 * results.accuracy.value:.1f} %" in said
