@@ -1,7 +1,7 @@
 """The one recipe behind the nano models: ``python -m forethought.nano.train --model nano --out DIR [--resume]``.
 
-A small Llama on the mix of ``mix.py``: next-token loss on the answers only, AdamW, a constant rate that decays over the last
-fifth, bfloat16 autocast, float32 weights. Every row is one document from position 0, as at inference; rows of like length share
+A small Llama on the mix of ``mix.py``: next-token loss on the answers only, AdamW, a constant rate that decays at the
+end, bfloat16 autocast, float32 weights. Every row is one document from position 0, as at inference; rows of like length share
 a micro-batch, so little is padding. Data depend on (seed, step) alone and the schedule on the step, so ``--resume`` ends at the
 same weights. It runs on one device, does no distributed training, and reads no data but what it generates.
 """
@@ -64,8 +64,8 @@ class Recipe(Schedule):
 
 
 RECIPES = {
-    "nano": Recipe(width=256, layers=4, heads=4, kv_heads=2, mlp=512, steps=1050, rate=3e-3),
-    "nano-draft": Recipe(width=128, layers=2, heads=2, kv_heads=1, mlp=320, steps=1320, rate=4e-3),
+    "nano": Recipe(width=256, layers=4, heads=4, kv_heads=2, mlp=512, steps=1500, rate=3e-3, decay=0.3),
+    "nano-draft": Recipe(width=128, layers=2, heads=2, kv_heads=1, mlp=320, steps=800, rate=4e-3, decay=0.3),
 }
 
 

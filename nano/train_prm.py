@@ -37,10 +37,10 @@ from .problems import LEVELS, Split, generate
 from .step_labels import labels
 
 NANO = Path(__file__).parent / "weights" / "nano"
-DRAWN = 1600, 4
+DRAWN = 1200, 4
 """Problems that nano solves for the training, and how often each."""
 TEMPERATURES = 0.8, 1.0
-SCHEDULE = Schedule(steps=300, rate=1e-3, warmup=30, decay=0.5)
+SCHEDULE = Schedule(steps=220, rate=1e-3, warmup=30, decay=0.5)
 DOCUMENTS = 64
 ROW_TOKENS = 2048
 

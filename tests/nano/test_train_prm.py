@@ -113,6 +113,9 @@ def test_it_learns_to_tell_right_answers_from_wrong_ones_on_a_few_texts(nano: Pa
         optimizer.step()
         optimizer.zero_grad()
     assert float(loss.detach()) < 0.1
+    ends = [model(torch.tensor([s.ids]), torch.tensor(s.places)).softmax(-1)[-1, 1].item() for s in group]
+    assert ends[0] > 0.8
+    assert ends[1] < 0.2
 
 
 def test_export_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
