@@ -16,10 +16,11 @@ from forethought.evals.cli import main
 from forethought.evals.config import compose
 from forethought.evals.draws import truth_of
 from forethought.evals.folder import RunFolder, read
+from forethought.evals.judging import Judgements
 from forethought.evals.results import Results
 from forethought.evals.score import score_one
 from forethought.evals.tasks.nano_math import NanoMath
-from forethought.schema import Problem, Verdict
+from forethought.schema import Completion, Problem, Verdict
 from forethought.verifiers.maths import Maths
 from runs import CONFIG, made
 
@@ -172,3 +173,15 @@ def test_a_defect_of_the_verifier_is_its_own(run: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Maths, "ajudge", broken)
     with pytest.raises(ValueError, match="cannot judge this"):
         score_one(run, NODE)
+
+
+def test_a_verdict_that_is_given_twice_is_kept_once(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, {"truth": "truth"}) as folder:
+        judgements, draw = Judgements(folder), Completion("text", [1], "stop", index=2)
+        for word in ("correct", "wrong"):
+            judgements.add(PROBLEMS[0], [(draw, Verdict(word, verifier="a")), (draw, Verdict(word, verifier="b"))])
+        assert judgements.lacking("a", PROBLEMS[0], [draw]) == []
+        assert judgements.lacking("a", PROBLEMS[1], [draw]) == [draw]
+    assert [(row["verifier"], row["index"], row["status"]) for row in read(tmp_path, "verdicts")] == [
+        ("a", 2, "correct"), ("b", 2, "correct"),
+    ]  # fmt: skip
