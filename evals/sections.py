@@ -261,6 +261,8 @@ def _times(run: Shown, several: bool) -> Html | None:
         return None
     rows = [[key.replace("_", " "), f"{value:.1f}", f"{value / seconds['wall']:.1%}"] for key, value in seconds.items()]
     about = f"{timing['draws']:,.0f} draws, {amount(timing['tokens_per_second'])} tokens/s"
+    if "rows_busy" in timing:
+        about += f", {timing['rows_busy']:.1%} of rows busy until the queue was empty"
     caption = f"{run.name}: last session, {about}" if several else f"Last session: {about}"
     return grid(["", "seconds", "of the wall"], rows, caption=caption)
 

@@ -135,8 +135,8 @@ def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "os.system, which is no part of forethought" in error(
         str(made(tmp_path / "evil", {"a": [True]}, config=evil)), "verifier=maths"
     )
-    hidden = CONFIG | {"task": CONFIG["task"] | {"levels": [{"_target_": "os.system"}]}}
-    assert "os.system" in error(str(made(tmp_path / "hidden", {"a": [True]}, config=hidden)), "verifier=maths")
+    hidden = CONFIG | {"task": CONFIG["task"] | {"levels": [{"_target_": "pathlib.Path"}]}}
+    assert "pathlib.Path, which" in error(str(made(tmp_path / "hidden", {"a": [True]}, config=hidden)), "verifier=maths")
 
 
 def test_interrupted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
