@@ -1,7 +1,7 @@
 """What else the built-in models can do on held-out problems: write short programs, tell good steps from bad, judge a solution.
 
     python benchmarks/nano_skills.py [--only code|steps|judge] [--problems 200] [--samples 16] [--chains 4] [--seed 0]
-                                     [--json FILE]
+                                     [--nano MODEL] [--prm MODEL] [--json FILE]
 
 Problems are the generators' own held-out ones, levels in turn, none picked; solutions are nano's, at temperature 0.8. ``code``:
 pass@1 and pass@k by the hidden tests, and of the wrong programs the share that the visible tests accept. ``steps``: the area
@@ -41,10 +41,10 @@ TOGETHER = 50
 """Problems submitted at a time."""
 
 
-def solutions(tests: Sequence[Problem], samples: int, seed: int) -> list[list[str]]:
+def solutions(nano: str, tests: Sequence[Problem], samples: int, seed: int) -> list[list[str]]:
     """nano's solutions, thoughts included."""
     found: list[list[str]] = []
-    with ft.Engine(ft.load("nano"), decoder=ft.Autoregressive()) as engine:
+    with ft.Engine(ft.load(nano), decoder=ft.Autoregressive()) as engine:
         for begin in range(0, len(tests), TOGETHER):
             chats = [[{"role": "user", "content": test.question}] for test in tests[begin : begin + TOGETHER]]
             drawn = engine.generate(chats, n=samples, temperature=0.8, max_tokens=512, seed=seed, progress=False)
@@ -86,9 +86,9 @@ def area(scores: Sequence[Sequence[float]], good: Sequence[Sequence[bool]]) -> t
     return resampled(lambda w: auroc(flat, flags, w[owner]), len(good))
 
 
-def code(count: int, samples: int, seed: int) -> tuple[Figures, list[list[float]]]:
+def code(nano: str, count: int, samples: int, seed: int) -> tuple[Figures, list[list[float]]]:
     tests = list(itertools.islice(programs.problems("test"), count))
-    texts = solutions(tests, samples, seed)
+    texts = solutions(nano, tests, samples, seed)
     passed = {}
     for name in ("hidden", "visible"):
         judge = Code(name)
@@ -107,10 +107,10 @@ def code(count: int, samples: int, seed: int) -> tuple[Figures, list[list[float]
     }, table
 
 
-def steps(count: int, samples: int, seed: int) -> Figures:
+def steps(nano: str, count: int, samples: int, seed: int, prm: str) -> Figures:
     tests = list(itertools.islice(maths.problems("test"), count))
-    texts = solutions(tests, samples, seed)
-    judge = ProcessRewardModel("nano-prm", aggregate="last")
+    texts = solutions(nano, tests, samples, seed)
+    judge = ProcessRewardModel(prm, aggregate="last")
     verdicts = judged(judge, tests, texts)
     judge.close()
     scores: list[list[float]] = [[] for _ in tests]
@@ -127,13 +127,13 @@ def steps(count: int, samples: int, seed: int) -> Figures:
     return {"AUROC of step scores": area(scores, good), "AUROC of the last step's score for the answer": area(last, right)}
 
 
-def judge(count: int, samples: int, seed: int, chains: int) -> Figures:
+def judge(nano: str, count: int, samples: int, seed: int, chains: int) -> Figures:
     tests = list(itertools.islice(maths.problems("test"), count))
-    texts = solutions(tests, samples, seed)
+    texts = solutions(nano, tests, samples, seed)
     right = [[maths.read_answer(text) == test.answer for text in group] for test, group in zip(tests, texts, strict=True)]
     figures: Figures = {}
     for name, drawn in (("chains", chains), ("directly", 0)):
-        verifier = GenerativeVerifier(model="nano", chains=drawn)
+        verifier = GenerativeVerifier(model=nano, chains=drawn)
         scores = [[0.5 if v.score is None else v.score for v in group] for group in judged(verifier, tests, texts)]
         verifier.close()
         figures[f"AUROC of judging, {name}"] = area(scores, right)
@@ -149,18 +149,20 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0, help="of the sampling; the problems are always the same")
+    parser.add_argument("--nano", default="nano", help="model to load in nano's place")
+    parser.add_argument("--prm", default="nano-prm", help="process reward model to load in nano-prm's place")
     parser.add_argument("--json", type=Path, help="also write the JSON line to this file")
     options = parser.parse_args()
     if min(options.problems, options.samples, options.chains) < 1:
         parser.error("--problems, --samples and --chains: at least 1")
-    asked = options.problems, options.samples, options.seed
+    asked = options.nano, options.problems, options.samples, options.seed
     figures: Figures = {}
     table: list[list[float]] = []
     if options.only in (None, "code"):
         found, table = code(*asked)
         figures |= found
     if options.only in (None, "steps"):
-        figures |= steps(*asked)
+        figures |= steps(*asked, options.prm)
     if options.only in (None, "judge"):
         figures |= judge(*asked, options.chains)
     print(f"{options.problems} held-out problems, {options.samples} samples each at temperature 0.8, percent\n")
