@@ -27,6 +27,7 @@ from .openmp import release_workers
 from .request import Piece, Request, Sampling, check_ids, draw_seed, split_stops
 from .runner import Runner
 from .score import score_continuations, score_labels
+from .usage import Usage
 
 T = TypeVar("T")
 
@@ -65,6 +66,11 @@ class Engine(Generator):
     def cost(self) -> Cost:
         """Everything this engine has computed for what has ended; ``forwards`` are real model calls, shared by all requests."""
         return self._runner.cost
+
+    @property
+    def usage(self) -> Usage:
+        """Where this engine's rows and seconds went so far: a copy."""
+        return self._runner.usage.copy()
 
     def clear_cache(self) -> None:
         """Forget all cached prefixes."""
@@ -276,9 +282,12 @@ class Engine(Generator):
 
     def step(self) -> bool:
         """Do what was posted, then one step; whether there is more to do. Called by the device's loop only."""
+        self._runner.usage.wake()
         while self._inbox:
             self._inbox.popleft()()
-        return self._runner.step() or bool(self._inbox)
+        more = self._runner.step() or bool(self._inbox)
+        self._runner.usage.rest()
+        return more
 
     def _take_in(self, requests: Sequence[Request]) -> None:
         for request in requests:

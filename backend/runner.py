@@ -27,6 +27,7 @@ from .model import Model
 from .prefix import PrefixTree
 from .request import Request, Row, Sample
 from .scheduler import Chunk, Scheduler
+from .usage import Usage
 
 
 @dataclass(slots=True)
@@ -57,6 +58,7 @@ class Runner:
         self.model, self.decoder, self.pool, self.prefill_tokens = model, decoder, pool, prefill_tokens
         self.tree = PrefixTree(pool)
         self.scheduler = Scheduler(pool, self.tree, decoder, max_rows, lambda sample, error: self.finish(sample, "error", error))
+        self.usage = Usage(max_rows)
         self._bill, self._forwards = Cost(), 0
 
     @property
@@ -68,10 +70,12 @@ class Runner:
         """Add to the bill."""
         self._bill += cost
 
-    def call(self, batch: TokenBatch) -> Output:
-        """One counted model call."""
+    def call(self, batch: TokenBatch, decoding: int = 0) -> Output:
+        """One counted model call; ``decoding``: how many of its tokens are no prompt's."""
         self._forwards += 1
+        self.usage.lap("other")
         output = self.model.forward(batch)
+        self.usage.call(decoding / len(batch.ids))
         output.tokens = len(batch.ids)
         return output
 
@@ -137,7 +141,7 @@ class Runner:
         )  # fmt: skip
         try:
             step.batch.embeddings = _vectors(step)
-            output = self.call(step.batch)
+            output = self.call(step.batch, len(step.batch.ids) - sum(chunk.take for chunk in chunks))
             if step.rows:
                 self._decide(step, output)
         except BaseException:
@@ -151,7 +155,11 @@ class Runner:
         """What to compute beside the roots of ``rows``: drafts, then prompts, as far as room can be had."""
         scheduler = self.scheduler
         room = scheduler.room - len(rows)
-        draft = self.decoder.draft(rows, max(0, room - bool(feeding))) if rows else None
+        draft = None
+        if rows:
+            self.usage.lap("other")
+            draft = self.decoder.draft(rows, max(0, room - bool(feeding)))
+            self.usage.lap("drafting")
         drafted = 0 if draft is None else len(draft.ids)
         chunks = scheduler.chunks(feeding, min(self.prefill_tokens, room - drafted)) if feeding else []
         total = len(rows) + drafted + sum(chunk.take for chunk in chunks)
@@ -180,12 +188,15 @@ class Runner:
         tokens = [1 + drafted for drafted in step.drafted[:computed]]
         if sources:
             output = _repeat(output, tokens, sources)
+        self.usage.lap("other")
         decision = self.decoder.decide(step.rows, draft, output)
         step.shares = decision.split(tokens + [0] * len(sources), self.model.info.vocab_size, draft)
+        self.usage.lap("sampling")
 
     # ---- settling: whatever goes wrong here is one sample's -------------------------------------------------------------
 
     def _settle(self, step: _Step) -> None:
+        self.usage.step(len(step.rows), bool(self.scheduler.waiting))
         self._keep(step)
         for sibling, leader in step.joined:
             self.scheduler.fork(leader, sibling)

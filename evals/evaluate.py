@@ -220,8 +220,9 @@ def _at_once(strategy: Strategy, engine: Engine) -> int:
 
 
 def _timing(split: Split, engine: Engine) -> dict[str, float]:
-    cost = engine.cost
-    return {
+    cost, usage = engine.cost, engine.usage
+    busy = {} if usage.busy is None else {"rows_busy": usage.busy}
+    return busy | {f"{part}_seconds": spent for part, spent in usage.seconds.items()} | {
         "wall_seconds": split.wall, "verifying_seconds": split.verifying, "choosing_seconds": split.choosing,
         "writing_seconds": split.writing,
         "draws": split.draws, "tokens": split.tokens, "forwards": cost.forwards,

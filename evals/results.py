@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.usage import PARTS
 from ..schema import Json
 from .curves import Curves, Difference, Figure, Fitted, curve, fits, read_curve
 from .draws import Judged, problems_of, tables, truth_of
@@ -172,6 +173,9 @@ def show(results: Results) -> str:
         drawing = f"{timing['wall_seconds']:.1f} s for {timing['draws']:,} new draws, {speed}"
         judging = timing["verifying_seconds"] + timing["choosing_seconds"]
         lines += ["", f"{drawing}; judging {judging:.1f} s, writing {timing['writing_seconds']:.1f} s"]
+        parts = ", ".join(f"{part} {timing[f'{part}_seconds']:.1f} s" for part in PARTS if f"{part}_seconds" in timing)
+        busy = f"{timing['rows_busy']:.1%} of rows busy until the queue was empty" if "rows_busy" in timing else ""
+        lines += [f"the engine: {'; '.join(filter(None, (parts, busy)))}"] if parts else []
     lines.append(f"in {clean(results.path)}")
     return "\n".join(lines)
 

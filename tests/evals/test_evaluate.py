@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from forethought.backend.load import BUILT_IN, weights_hash
+from forethought.backend.usage import PARTS
 from forethought.evals.cli import main
 from forethought.evals.config import compose
 from forethought.evals.draws import problems_of
@@ -78,6 +79,8 @@ def test_a_run_keeps_every_draw_and_judgement(tmp_path: Path) -> None:
     assert all(figure.low < figure.high for figure in results.levels.values()), "one problem of a level proves little"
     assert results.accuracy.value == np.mean([p.right for p in problems_of(tmp_path / "run")])
     assert results.flops > 0
+    assert all(results.timing[f"{part}_seconds"] > 0 for part in PARTS if part != "drafting")
+    assert "rows_busy" not in results.timing, "fewer draws than rows: nobody queued"
     assert Results.from_json(json.loads((tmp_path / "run" / "results.json").read_text())) == results
 
 
@@ -239,7 +242,7 @@ def test_the_hash_of_weights_sees_another_checkpoint(tmp_path: Path) -> None:
 def test_the_command_prints_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", *SMALL, "run.problems=2", f"run.path={tmp_path / 'x'}"]) == 0
     printed = capsys.readouterr().out
-    for part in ("2 problems, 6 draws", "chosen answers right", "pass@k", "majority of k"):
+    for part in ("2 problems, 6 draws", "chosen answers right", "pass@k", "majority of k", "the engine: prefill "):
         assert part in printed
     assert main(["eval", "strategy.n=0"]) == 2
     assert "n=0" in capsys.readouterr().err
