@@ -14,7 +14,7 @@ from forethought.evals.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+COMMANDS = [block.splitlines() for kind, block in BLOCKS if kind == "bash"]
 LONG = ("forethought bench", "forethought demo")
 
 NANO = BUILT_IN / "nano" / "model.safetensors"
@@ -44,7 +44,7 @@ def my_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_block_is_of_a_kind_that_is_checked() -> None:
     assert {kind for kind, _ in BLOCKS} == {"console", "python", "bash", "bibtex"}
-    assert all(line.split()[0] in ("forethought", "make", "pip") for line in COMMANDS)
+    assert all(line.split()[0] in ("forethought", "make", "pip") for lines in COMMANDS for line in lines)
 
 
 @needs_nano
@@ -57,15 +57,16 @@ def test_python(block: str) -> None:
 @needs_nano
 @pytest.mark.usefixtures("my_checkpoint")
 @pytest.mark.parametrize(
-    "command",
+    "commands",
     [
-        pytest.param(line, marks=pytest.mark.slow if line.startswith(LONG) else ())
-        for line in COMMANDS
-        if line.startswith("forethought")
+        pytest.param(lines, marks=pytest.mark.slow if any(line.startswith(LONG) for line in lines) else ())
+        for block in COMMANDS
+        if (lines := [line for line in block if line.startswith("forethought")])
     ],
 )
-def test_command(command: str) -> None:
-    assert printed(command)
+def test_commands_of_a_block_one_after_the_other(commands: list[str]) -> None:
+    for command in commands:
+        assert printed(command)
 
 
 @needs_nano
