@@ -137,6 +137,8 @@ class Completion(Json):
     """The token id or string that ended it; None when none did."""
     logprobs: list[float] | None = None
     """Natural log-probability of each token of ``token_ids``."""
+    certainty: list[float] | None = None
+    """At each token of ``token_ids``, how far the model's distribution was from a uniform one: KL(uniform || p) in nats."""
     cost: Cost = Cost()
     seed: int | None = None
     """The seed that repeats it."""

@@ -60,6 +60,8 @@ class Decision:
     """Row index -> [width] vector that replaces the table look-up of the next root."""
     logprobs: Tensor | None = None
     """[M] of the emitted tokens."""
+    certainty: Tensor | None = None
+    """[M] of the distributions that the emitted tokens were decided on."""
     failed: Mapping[int, Exception] = field(default_factory=dict)
     """Row index -> why this row cannot go on; the others do."""
 
@@ -68,20 +70,23 @@ class Decision:
 
         Raises ``ValueError`` for a decision that does not fit: nothing may be committed on the word of a broken one.
         """
-        emitted, logprobs = self.emitted.tolist(), [] if self.logprobs is None else self.logprobs.tolist()
+        emitted = self.emitted.tolist()
+        logprobs, certainty = ([] if found is None else found.tolist() for found in (self.logprobs, self.certainty))
         ends = _ends(self.emitted_ptr, len(tokens), len(emitted), "emitted")
         kept = None if self.kept is None else self.kept.cpu().numpy()
         if kept is None and draft is not None and len(draft.ids):
             raise ValueError(f"{len(draft.ids)} drafted tokens, and the decision does not say in kept which of them stay")
         parents = [] if draft is None else draft.lists()[1]
         kept_ends = ends if kept is None else _ends(self.kept_ptr, len(tokens), len(kept), "kept")
-        if logprobs and len(logprobs) != len(emitted):
-            raise ValueError(f"{len(logprobs)} logprobs for {len(emitted)} emitted tokens")
+        for name, found in (("logprobs", logprobs), ("certainty", certainty)):
+            if found and len(found) != len(emitted):
+                raise ValueError(f"{len(found)} {name} for {len(emitted)} emitted tokens")
         for ids in (emitted, *self.pending.values()):
             if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
                 raise ValueError(f"the decoder gave token ids {ids}: the vocabulary has {vocabulary}")
-        if kept is None and not (self.emitted_ptr is not None or logprobs or self.pending or self.embeddings or self.failed):
-            return [Share([token], [], [token], None, None, None) for token in emitted]
+        told = self.emitted_ptr is not None or logprobs or certainty or self.pending or self.embeddings or self.failed
+        if kept is None and not told:
+            return [Share([token], [], [], [token], None, None, None) for token in emitted]
         shares, start, first, begin = [], 0, 0, 0
         for i, (end, last) in enumerate(zip(ends, kept_ends, strict=True)):
             ids = emitted[start:end]
@@ -93,7 +98,7 @@ class Decision:
             if path is not None and not _is_path(path.tolist(), parents[begin : begin + tokens[i] - 1]):
                 raise ValueError(f"kept={path.tolist()}: a path from the root among the row's {tokens[i]} tokens")
             begin += max(0, tokens[i] - 1)
-            shares.append(Share(ids, logprobs[start:end], pending, self.embeddings.get(i), path, failed))
+            shares.append(Share(ids, logprobs[start:end], certainty[start:end], pending, self.embeddings.get(i), path, failed))
             start, first = end, last
         return shares
 
@@ -108,6 +113,7 @@ class Share(NamedTuple):
 
     ids: list[int]
     logprobs: list[float]
+    certainty: list[float]
     pending: list[int]
     vector: Tensor | None
     kept: Ints | None

@@ -191,6 +191,7 @@ class Engine(Generator):
         logprobs: Any = None,
         seed: int | None = None,
         first: int = 0,
+        certainty: bool = False,
         **sampling: Any,
     ) -> Request:
         if self._closed:
@@ -215,7 +216,7 @@ class Engine(Generator):
             prompt=ids, n=n, sampling=Sampling.resolve(info.defaults, sampling), max_tokens=max_tokens, min_tokens=min_tokens,
             stop_ids=stop_ids.union(own_stops), stop_strings=stop_strings, include_stop=include_stop,
             logprobs="raw" if logprobs is True else logprobs or None, seed=draw_seed() if seed is None else seed,
-            first=first,
+            first=first, certainty=certainty,
         )  # fmt: skip
         check_ids(request.sampling.logit_bias, info.vocab_size, "logit_bias")
         asked = f"{len(ids)} prompt tokens + max_tokens={max_tokens}"

@@ -23,6 +23,7 @@ def advance(sample: Sample, ids: Sequence[int]) -> int:
             _read(sample, sample.stream, token)
         if sample.finish is not None:
             del sample.rows[0].logprobs[len(output) :]
+            del sample.rows[0].certainty[len(output) :]
             return used
     return len(ids)
 
@@ -73,6 +74,7 @@ def complete(sample: Sample, text: Text | None, slot_bytes: int, error: BaseExce
     return Completion(
         text=_text(sample, text, output), token_ids=list(output), finish_reason=sample.finish or "error",
         stop_reason=sample.stop_reason, logprobs=None if request.logprobs is None or row is None else list(row.logprobs),
+        certainty=list(row.certainty) if request.certainty and row is not None else None,
         cost=cost, seed=request.seed, index=sample.index, error=None if error is None else f"{type(error).__name__}: {error}",
     )  # fmt: skip
 

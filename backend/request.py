@@ -107,6 +107,8 @@ class Request:
     seed: int
     first: int = 0
     """Number of the first sample: with the same seed, a sample of one number is the same text whoever asks for it."""
+    certainty: bool = False
+    """Whether its completions say how certain the model was at each token."""
     sink: Callable[[Piece], None] | None = None
     future: Future[list[Completion]] = field(default_factory=Future)
     results: dict[int, Completion] = field(default_factory=dict)
@@ -131,6 +133,8 @@ class Request:
             raise ValueError(f"min_tokens={self.min_tokens}: from 0 to max_tokens={self.max_tokens}")
         if self.logprobs not in (None, "raw", "processed"):
             raise ValueError(f"logprobs={self.logprobs!r}: None, 'raw' (of the model) or 'processed' (what was sampled from)")
+        if not isinstance(self.certainty, bool):
+            raise TypeError(f"certainty={self.certainty!r}: True or False, not {type(self.certainty).__name__}")
 
 
 def check_ids(ids: Iterable[int], vocabulary: int, what: str) -> None:
@@ -181,6 +185,7 @@ class Row:
     """How much of the line was ever computed or found: computing it again is waste."""
     output: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    certainty: list[float] = field(default_factory=list)
     view: Sequence[Part] = ()
     """Other contexts this row sees before its own."""
     vector: Tensor | None = None

@@ -243,6 +243,7 @@ class Runner:
         ids = share.ids
         row.pending, row.vector = share.pending, share.vector
         row.logprobs += share.logprobs
+        row.certainty += share.certainty
         if len(share.pending) > 1 or share.pending != ids[-1:]:
             sample.injected += (Counter(share.pending) - Counter(ids)).total()
         used = len(ids)

@@ -23,4 +23,4 @@ class Autoregressive(Decoder):
         if output.logits is None:
             raise ValueError("this model is a backbone without an LM head: it writes no text")
         drawn = self._sampler.draw(rows, output.logits)
-        return Decision(emitted=drawn.tokens, logprobs=drawn.logprobs, failed=drawn.failed)
+        return Decision(emitted=drawn.tokens, logprobs=drawn.logprobs, certainty=drawn.certainty, failed=drawn.failed)

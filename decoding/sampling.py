@@ -29,6 +29,8 @@ class Drawn:
     """[N] int64"""
     logprobs: Tensor | None
     """[N] of the drawn tokens, raw or processed as each request asked; None if nobody did."""
+    certainty: Tensor | None
+    """[N] of the model's distributions; None if nobody asked."""
     failed: dict[int, Exception]
     """Row -> why nothing could be drawn."""
 
@@ -92,6 +94,17 @@ def filter_scores(scores: Tensor, sampling: Sequence[Sampling]) -> Tensor:
         floor = scores.max(-1, keepdim=True).values + min_p.log()
         scores = scores.masked_fill(scores < floor, -torch.inf)
     return scores
+
+
+def certainty(logits: Tensor) -> Tensor:
+    """How far from uniform each row of ``logits`` [N, vocabulary] is: KL(uniform || p) [N], in nats, float32 (arXiv 2502.18581).
+
+    Over the tokens that have a probability: those of minus infinity, such as a padded vocabulary's, are left out.
+    """
+    scores = logits.float()
+    possible = scores > -torch.inf
+    count = possible.sum(-1)
+    return scores.logsumexp(-1) - scores.masked_fill(~possible, 0.0).sum(-1) / count - count.log()
 
 
 def _best(scores: Tensor) -> tuple[list[float], Tensor]:
@@ -159,6 +172,8 @@ class Sampler:
         """The largest ``min_tokens`` of a row."""
         self._asked: list[str | None] = []
         """Which log-probability each row wants; empty if none does."""
+        self._certainty = False
+        """Whether some row wants to know how certain the model is."""
         self._vocabulary: Tensor | None = None
 
     def draw(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None = None) -> Drawn:
@@ -178,14 +193,14 @@ class Sampler:
                     )
         starved = self._fewest > 0 and any(len(row.output) < row.request.min_tokens for row in rows)
         if self._greedy and not self._edits and not starved:
-            return Drawn(tokens, self._logprobs(logits, None, tokens, nodes), failed)
+            return Drawn(tokens, self._logprobs(logits, None, tokens, nodes), self.certainty(rows, logits), failed)
         processed = self.process(rows, logits, nodes, starved)
         values, tokens = _best(processed + self._noise(rows, logits, nodes))
         if starved or self._edits:
             for i, value in enumerate(values):
                 if not math.isfinite(value):
                     failed.setdefault(i, ValueError(f"output token {self._length(rows, nodes, i)}: all tokens are ruled out"))
-        return Drawn(tokens, self._logprobs(logits, processed, tokens, nodes), failed)
+        return Drawn(tokens, self._logprobs(logits, processed, tokens, nodes), self.certainty(rows, logits), failed)
 
     def process(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None = None, starved: bool = True) -> Tensor:
         """The log-probabilities [N, vocabulary] that tokens are drawn from at each node."""
@@ -223,6 +238,7 @@ class Sampler:
         self._asked = [row.request.logprobs for row in rows]
         if not any(self._asked):
             self._asked.clear()
+        self._certainty = any(row.request.certainty for row in rows)
         streams = [noise.stream(row.request.seed, row.sample, noise.Lane.TARGET, row.index) for row in rows]
         self._streams = np.array(streams, np.uint64)
 
@@ -262,6 +278,13 @@ class Sampler:
         index, tokens = torch.tensor(places, device=logits.device), tokens.to(logits.device)
         some = Nodes([(nodes.owner[i], nodes.paths[i]) for i in places])
         return self._logprobs(logits[index], processed[index], tokens, some) if self._asked else None
+
+    def certainty(self, rows: Sequence[Row], logits: Tensor, places: Sequence[int] | None = None) -> Tensor | None:
+        """Of the model at ``places`` among ``logits``, default all; None if none of ``rows`` asked."""
+        self._prepare(rows)
+        if not self._certainty:
+            return None
+        return certainty(logits if places is None else logits[torch.tensor(places, device=logits.device)])
 
     @staticmethod
     def _length(rows: Sequence[Row], nodes: Nodes | None, i: int) -> int:

@@ -179,7 +179,7 @@ class Speculation(Decoder):
         if draft is None:
             drawn = self._sampler.draw(rows, output.logits)
             self._learn(rows, [[token] for token in drawn.tokens.tolist()], output.tokens)
-            return Decision(emitted=drawn.tokens, logprobs=drawn.logprobs, failed=drawn.failed)
+            return Decision(emitted=drawn.tokens, logprobs=drawn.logprobs, certainty=drawn.certainty, failed=drawn.failed)
         return self._match(rows, draft, output.logits, output.tokens)
 
     def _match(self, rows: Sequence[Row], draft: Draft, logits: torch.Tensor, tokens: int) -> Decision:
@@ -209,9 +209,12 @@ class Speculation(Decoder):
             ends.append(len(emitted))
             kept_ends.append(len(kept))
         self._learn(rows, lines, tokens)
-        logprobs = None if drawn.logprobs is None else drawn.logprobs[torch.tensor(places, device=drawn.logprobs.device)]
-        return Decision(tensor(emitted), tensor(ends), tensor(kept), tensor(kept_ends),
-                        logprobs=logprobs, failed=failed)  # fmt: skip
+
+        def of_emitted(found: torch.Tensor | None) -> torch.Tensor | None:
+            return None if found is None else found[torch.tensor(places, device=found.device)]
+
+        return Decision(tensor(emitted), tensor(ends), tensor(kept), tensor(kept_ends), failed=failed,
+                        logprobs=of_emitted(drawn.logprobs), certainty=of_emitted(drawn.certainty))  # fmt: skip
 
     # ---- learning -------------------------------------------------------------------------------------------------------
 

@@ -122,6 +122,7 @@ class Speculative(Speculation):
             kept_ends.append(len(kept))
         chosen = torch.tensor(emitted)
         return Decision(chosen, torch.tensor(ends), torch.tensor(kept), torch.tensor(kept_ends), failed=failed,
+                        certainty=self._sampler.certainty(rows, output.logits, places),
                         logprobs=self._sampler.logprobs(rows, output.logits, logs, nodes, places, chosen))  # fmt: skip
 
     def _judge(self, i: int, row: Row, ids: list[int], parents: list[int], p: acceptance.Table) -> Accepted:

@@ -1,14 +1,15 @@
 """Repeated sampling: N draws of one prompt, and one answer chosen from them (Large Language Monkeys, arXiv 2407.21787).
 
 Chosen by a verifier's word, by a vote (self-consistency, 2203.11171), a vote weighted by scores, the best score, or the model's
-own likelihood. Draws are independent; their number can depend on what came before. Cost: one prompt, N outputs, the verifier's.
+own likelihood or certainty (2502.18581). Draws are independent; their number can depend on what came before. Cost: one prompt,
+N outputs, the verifier's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from ..backend.generator import Generator
 from ..schema import Candidate, Completion, Cost, Problem, Prompt, Solution, Verdict
@@ -16,8 +17,8 @@ from ..verifiers.verifier import Verifier
 from .budget import Budget, Meter
 from .strategy import Draws, Strategy
 
-Select = Literal["majority", "weighted", "score", "accepted", "likelihood"]
-SELECT = ("majority", "weighted", "score", "accepted", "likelihood")
+Select = Literal["majority", "weighted", "score", "accepted", "likelihood", "self_certainty"]
+SELECT: tuple[Select, ...] = get_args(Select)
 JUDGED = ("weighted", "score", "accepted")
 
 
@@ -33,14 +34,16 @@ class BestOfN(Strategy):
 
     ``select``: "majority" of equal answers; "weighted": the answer with the largest sum of ``verifier`` scores; "score": the
     best one; "accepted": the first that the verifier calls correct, no answer if it accepts none; "likelihood": the largest mean
-    log-probability a token. ``stop`` ends a problem early, asked every ``round`` draws; without it all are drawn at once.
-    Other options are the generator's.
+    log-probability a token; "self_certainty": the largest mean KL(uniform || p) a token, p the model's own distribution. With
+    ``power`` the latter is a Borda vote: of N draws with an answer the r-th most certain has (N - r + 1) ** power votes. At 0
+    that is the majority; the larger it is, the fewer draws decide. ``stop`` ends a problem early, asked every ``round`` draws;
+    without it all are drawn at once. Other options are the generator's.
     """
 
     def __init__(
         self, lm: Generator, n: int, *, ask: Callable[[Problem], Prompt], read: Callable[[str], str | None],
-        select: Select = "majority", verifier: Verifier | None = None, stop: Stopping | None = None, round: int = 4,
-        budget: Budget | None = None, parameters: int = 0, **options: Any,
+        select: Select = "majority", power: float | None = None, verifier: Verifier | None = None,
+        stop: Stopping | None = None, round: int = 4, budget: Budget | None = None, parameters: int = 0, **options: Any,
     ) -> None:  # fmt: skip
         for name, value in (("n", n), ("round", round)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -49,12 +52,18 @@ class BestOfN(Strategy):
             raise ValueError(f"select={select!r}: one of {', '.join(SELECT)}")
         if select in JUDGED and verifier is None:
             raise ValueError(f"select={select!r} goes by a verifier, and there is none")
+        if power is not None:
+            if isinstance(power, bool) or not isinstance(power, int | float) or not 0 <= power < math.inf:
+                raise ValueError(f"power={power!r}: a number of at least 0, or None for the most certain draw")
+            if select != "self_certainty":
+                raise ValueError(f"power={power!r} is of the vote of select='self_certainty', not of {select!r}")
         if taken := {"n", "seed", "first"} & set(options):
             raise ValueError(f"{min(taken)}: draws are numbered and seeded by the strategy")
         self.lm, self.n, self.ask, self.read, self.select, self.verifier = lm, n, ask, read, select, verifier
-        self.stop, self.budget, self.parameters = stop, budget or Budget(), parameters
+        self.power, self.stop, self.budget, self.parameters = power, stop, budget or Budget(), parameters
         self.width = n if stop is None and budget is None else min(round, n)
-        self.options = options | ({"logprobs": "raw"} if select == "likelihood" else {})
+        wanted: dict[str, dict[str, Any]] = {"likelihood": {"logprobs": "raw"}, "self_certainty": {"certainty": True}}
+        self.options = options | wanted.get(select, {})
 
     async def asolve(self, problem: Problem, draws: Draws) -> Solution:
         meter, candidates = Meter(self.budget, self.parameters), list[Candidate]()
@@ -88,8 +97,9 @@ class BestOfN(Strategy):
         score = None if verdict is None or verdict.score is None or math.isnan(verdict.score) else verdict.score
         if self.select == "weighted" and score is not None and score < 0:
             raise ValueError(f"select='weighted': a score of {score} lets rare answers win; map scores to [0, 1]")
-        if self.select == "likelihood" and completion.logprobs:
-            score = sum(completion.logprobs) / len(completion.logprobs)
+        own = {"likelihood": completion.logprobs, "self_certainty": completion.certainty}.get(self.select)
+        if own:
+            score = sum(own) / len(own)
         return Candidate(completion.text, self.read(completion.text), score, [] if verdict is None else [verdict], completion)
 
     def _enough(self, candidates: Sequence[Candidate]) -> bool:
@@ -106,19 +116,23 @@ class BestOfN(Strategy):
         readable = [i for i, candidate in enumerate(candidates) if candidate.answer is not None]
         if not readable:
             return None
-        if self.select in ("score", "likelihood"):
+        if self.select in ("score", "likelihood", "self_certainty") and self.power is None:
             scored = [i for i in readable if candidates[i].score is not None]
             return max(scored or readable, key=lambda i: (candidates[i].score or 0.0, -i))
-        votes = _count(candidates, weighted=self.select == "weighted")
+        weights = {i: candidates[i].score or 0.0 for i in readable} if self.select == "weighted" else None
+        if self.power is not None:
+            ranked = sorted(readable, key=lambda i: math.inf if (s := candidates[i].score) is None else -s)
+            weights = {i: float(n) ** self.power for n, i in zip(range(len(ranked), 0, -1), ranked, strict=True)}
+        votes = _count(candidates, weights)
         return max(readable, key=lambda i: (votes[candidates[i].answer or ""], -i))
 
 
-def _count(candidates: Sequence[Candidate], weighted: bool = False) -> Mapping[str, float]:
-    """Votes by answer: one each, or the score. A candidate without one has no weight."""
+def _count(candidates: Sequence[Candidate], weights: Mapping[int, float] | None = None) -> Mapping[str, float]:
+    """Votes by answer: one each, or by ``weights`` of candidates with one."""
     votes: dict[str, float] = {}
-    for candidate in candidates:
+    for i, candidate in enumerate(candidates):
         if candidate.answer is not None:
-            votes[candidate.answer] = votes.get(candidate.answer, 0.0) + ((candidate.score or 0.0) if weighted else 1.0)
+            votes[candidate.answer] = votes.get(candidate.answer, 0.0) + (1.0 if weights is None else weights[i])
     return votes
 
 
