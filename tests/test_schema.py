@@ -14,7 +14,9 @@ COST = Cost(
     prompt=5, cached=2, kept=7, drafted=4, accepted=3, discarded=1, forwards=6, critical=5, peak_kv_bytes=100, seconds=1.5
 )
 OTHER = Cost(prompt=1, kept=2, injected=3, probe=4, verifier=5, forwards=2, critical=9, peak_kv_bytes=70, seconds=0.5)
-COMPLETION = Completion("text", [1, 2], "stop", stop_reason="\n\n", logprobs=[-0.5, -1.0], cost=COST, seed=3, index=1)
+COMPLETION = Completion(
+    "text", [1, 2], "stop", stop_reason="\n\n", logprobs=[-0.5, -1.0], certainty=[2.0, 1.5], cost=COST, seed=3, index=1
+)
 VERDICT = Verdict("unknown", score=0.5, reason="unreadable", verifier="maths", cost=OTHER)
 CANDIDATE = Candidate("text", answer="4", score=0.1, verdicts=[VERDICT, VERDICT], completion=COMPLETION)
 VALUES = [

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lab import EOS, TEXT_VOCABULARY, Audited, Toy, byte_text, slow_generate, slow_process, tiny_llama
+from lab import EOS, TEXT_VOCABULARY, Audited, Toy, byte_text, slow_certainty, slow_generate, slow_process, tiny_llama
 
 import forethought as ft
 from forethought.backend.batch import Row, TokenBatch
@@ -285,6 +285,24 @@ def test_logprobs_are_as_many_as_tokens_whoever_shares_the_batch() -> None:
         raw, none, processed = asyncio.run(main(engine))
     assert none[0].logprobs is None
     assert all(len(c.logprobs) == len(c.token_ids) for c in [*raw, *processed])
+
+
+@pytest.mark.parametrize("slots", [2000, 90])
+def test_certainty_is_of_the_model_at_every_token(slots: int) -> None:
+    """Of the plain model, whatever the draw does to its logits; also for samples that were preempted; only for those who ask."""
+    toy, settings = toy_model(), {"temperature": 0.8, "top_k": 5, "repetition_penalty": 1.2}
+
+    async def main(engine: ft.Engine) -> Any:
+        asked = (engine.agenerate(p, n=2, max_tokens=15, seed=1, stop=[4], certainty=i != 1, **settings)
+                 for i, p in enumerate(PROMPTS))  # fmt: skip
+        return await asyncio.gather(*asked)
+
+    with Audited(toy, kv_slots=slots) as engine:
+        answers = asyncio.run(main(engine))
+    for i, (prompt, completions) in enumerate(zip(PROMPTS, answers, strict=True)):
+        for c in completions:
+            expected = [slow_certainty(toy.rule([*prompt, *c.token_ids[:at]])) for at in range(len(c.token_ids))]
+            assert c.certainty == (None if i == 1 else pytest.approx(expected, abs=1e-5))
 
 
 # ---- what it took --------------------------------------------------------------------------------------------------

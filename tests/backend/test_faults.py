@@ -77,6 +77,7 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ([1], {"stop": "x"}, ValueError, "no tokenizer"),
     ([1], {"stop": ""}, ValueError, "empty"),
     ([1], {"logprobs": "row"}, ValueError, "logprobs='row'"),
+    ([1], {"certainty": "raw"}, TypeError, "certainty='raw'"),
     ([1], {"temprature": 1.0}, TypeError, "'temprature'"),
 ]
 
@@ -491,6 +492,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
         "kept=",
     ),
     "log-probabilities of something else": ({"emitted": torch.tensor([1]), "logprobs": torch.zeros(4)}, "4 logprobs"),
+    "certainty of something else": ({"emitted": torch.tensor([1]), "certainty": torch.zeros(3)}, "3 certainty"),
 }
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lab import slow_gumbel, slow_process
+from lab import slow_certainty, slow_gumbel, slow_process
 
 from forethought.backend.kv import KVPool, LayerSpec
 from forethought.backend.request import Request, Row, Sampling
-from forethought.decoding.sampling import Sampler, filter_scores, process
+from forethought.decoding.sampling import Sampler, certainty, filter_scores, process
 
 V = 12
 POOL = KVPool([LayerSpec(1, 1, 1, torch.device("cpu"))], 4, torch.float32)
@@ -187,8 +187,8 @@ def test_extreme_settings_stay_finite() -> None:
 
 
 def row_of(*, seed: int = 0, sample: int = 0, index: int = 0, output: list[int] | None = None, min_tokens: int = 0,
-           stop: Any = (), logprobs: Any = None, **sampling: Any) -> Row:  # fmt: skip
-    request = Request([1], 1, Sampling(**sampling), 50, min_tokens, frozenset(stop), (), False, logprobs, seed)
+           stop: Any = (), logprobs: Any = None, certain: bool = False, **sampling: Any) -> Row:  # fmt: skip
+    request = Request([1], 1, Sampling(**sampling), 50, min_tokens, frozenset(stop), (), False, logprobs, seed, certainty=certain)
     return Row(request, sample, index, [1], POOL.new_context(), [1], output=output or [])
 
 
@@ -283,3 +283,26 @@ def test_logprobs_of_the_drawn() -> None:
     slow = slow_process(logits[1].tolist(), [1], [], rows[1].request.sampling)
     assert processed == pytest.approx(slow[drawn.tokens[1]], abs=1e-5)
     assert Sampler().draw(rows[2:], logits[2:]).logprobs is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_certainty_is_the_divergence_from_uniform(dtype: torch.dtype) -> None:
+    """Also of large logits, and with tokens that have no probability: a padded vocabulary says nothing."""
+    logits = torch.cat((logits_of(0, 20), logits_of(1, 5) * 30 + 1000)).to(dtype)
+    padded = torch.cat((logits, torch.full((25, 3), -torch.inf, dtype=dtype)), 1)
+    expected = [slow_certainty(row) for row in logits.tolist()]
+    assert certainty(logits).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert certainty(padded).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    sure = torch.tensor([[0.0, -math.inf, -math.inf], [2.0, 2.0, 2.0]], dtype=dtype)
+    assert certainty(sure).tolist() == pytest.approx([0.0, 0.0])
+
+
+def test_certainty_is_the_models_own_and_only_for_those_who_ask() -> None:
+    logits, settings = logits_of(4, 3), {"temperature": 0.5, "top_k": 2, "repetition_penalty": 1.5}
+    drawn = Sampler().draw([row_of(**settings, certain=True), row_of(), row_of(min_tokens=2, stop=[1])], logits)
+    assert drawn.certainty is not None
+    assert drawn.certainty.tolist() == pytest.approx([slow_certainty(row) for row in logits.tolist()], abs=1e-5)
+    greedy = Sampler().draw([row_of(certain=True)], logits[:1]).certainty
+    assert greedy is not None
+    assert greedy.tolist() == pytest.approx(drawn.certainty[:1].tolist())
+    assert Sampler().draw([row_of(**settings), row_of(logprobs="raw")], logits[:2]).certainty is None

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from drafting import FIXED, LETTERS, SAMPLING_RULES, agree, babble, crowd, idle, logits_behind, plain, talker, texts, together
-from lab import EOS, TEXT_VOCABULARY, Audited, Toy, byte_text, hashed, slow_process, tiny_llama
+from lab import EOS, TEXT_VOCABULARY, Audited, Toy, byte_text, hashed, slow_certainty, slow_process, tiny_llama
 
 import forethought as ft
 from forethought.backend.batch import TokenBatch
@@ -173,6 +173,21 @@ def test_logprobs_under_every_rule_are_those_of_the_text(make: Any) -> None:
             before = out.token_ids[:at]
             expected = slow_process(rule([*PROMPT, *before]).tolist(), PROMPT, before, settings)
             assert found == pytest.approx(expected[token], abs=1e-4)
+
+
+@pytest.mark.parametrize("make", EXACT.values(), ids=EXACT.keys())
+def test_certainty_is_the_models_at_drafted_tokens_too(make: Any) -> None:
+    """Of all that was written and of nothing else: not of drafts that were rejected, nor behind a stop."""
+    target, rule = talker(), babble()
+    with Audited(target, make(talker(7)), kv_slots=2500) as engine:
+        outs = engine.generate(PROMPT, n=4, max_tokens=30, seed=1, certainty=True, temperature=0.8, top_p=0.9, stop=["l", 98])
+        whole = engine.generate(PROMPT, n=2, max_tokens=30, seed=2, certainty=True, ignore_eos=True)
+        drafted = engine.cost.accepted
+    assert drafted > 0 or make is EXACT["plain"]
+    assert any(out.stop_reason == "l" for out in outs)
+    for out in [*outs, *whole]:
+        expected = [slow_certainty(rule([*PROMPT, *out.token_ids[:at]])) for at in range(len(out.token_ids))]
+        assert out.certainty == pytest.approx(expected, rel=1e-4)
 
 
 # ---- acceptance and the bill -----------------------------------------------------------------------------------------

@@ -232,6 +232,12 @@ def softmax(x: Sequence[float]) -> list[float]:
     return [w / sum(weights) for w in weights]
 
 
+def slow_certainty(logits: Iterable[float]) -> float:
+    """KL(uniform || p) over the tokens that have a probability, from its definition, in float64."""
+    x = [float(v) for v in logits if v > -math.inf]
+    return sum(math.log(1 / len(x) / p) / len(x) for p in softmax(x))
+
+
 def slow_generate(rule: Rule, prompt: Sequence[int], tokens: int, *, seed: int = 0, sample: int = 0, stop: Sequence[int] = (),
                   **sampling: Any) -> list[int]:  # fmt: skip
     """What plain decoding gives: the whole text through the model again for every token."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from lab import Toy, slow_certainty
 
 import forethought as ft
 from forethought.schema import Completion, Cost, Problem, Verdict
@@ -21,18 +23,22 @@ PROBLEM = Problem("p", "?", "a")
 
 
 class Scripted:
-    """Sample i says ``texts[i]``; ten tokens, two forwards each. ``asked``: (first, n) of each call."""
+    """Sample i says ``texts[i]``; ten tokens, two forwards each. ``asked``: (first, n) of each call.
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        self.texts, self.asked = texts, list[tuple[int, int]]()
+    ``certain``: each sample's certainty in the mean, if asked for it; None for a sample that has none.
+    """
+
+    def __init__(self, texts: Sequence[str], certain: Sequence[float | None] = ()) -> None:
+        self.texts, self.certain, self.asked = texts, certain, list[tuple[int, int]]()
 
     async def agenerate(self, prompt: Any, *, n: int, seed: int, first: int, **options: Any) -> list[Completion]:
         self.asked.append((first, n))
         self.options = options
         await asyncio.sleep(0)
         cost = Cost(kept=10, critical=2)
+        told = [None if c is None else [c - 2, c + 1, c + 1] for c in self.certain] if options.get("certainty") else [None] * 99
         return [
-            Completion(self.texts[i], [0] * 10, "stop", logprobs=[-float(i), 0.0], seed=seed, index=i, cost=cost)
+            Completion(self.texts[i], [0] * 10, "stop", None, [-float(i), 0.0], told[i], seed=seed, index=i, cost=cost)
             for i in range(first, first + n)
         ]
 
@@ -84,6 +90,53 @@ def test_what_is_chosen(texts: str, select: Any, scores: dict[str, float], chose
     assert solution.cost.critical == 2, "draws are side by side"
 
 
+@pytest.mark.parametrize(
+    ("texts", "certain", "power", "chosen"),
+    [
+        ("abc", [1.0, 3.0, 2.0], None, 1),
+        ("a-b", [1.0, 3.0, 2.0], None, 2),
+        ("ab", [1.0, 1.0], None, 0),
+        ("abc", [None, -1.0, -2.0], None, 1),
+        ("abbc", [4.0, 1.0, 2.0, 3.0], None, 0),
+        # By rank a has 4, c 3, b 2 + 1 votes: for each power the p-th powers of these.
+        ("abbc", [4.0, 1.0, 2.0, 3.0], 0, 1),
+        ("abbc", [4.0, 1.0, 2.0, 3.0], 0.5, 1),
+        ("abbc", [4.0, 1.0, 2.0, 3.0], 1.0, 0),
+        ("abbc", [4.0, 3.5, 0.5, 3.0], 1.0, 0),
+        ("abbc", [4.0, 3.5, 3.4, 3.0], 1.0, 1),
+        ("abbc", [400.0, 3.5, 3.4, 3.0], 1.0, 1),
+        # Of two with an answer 2 votes against 1: the others have no rank; among all it would be 4 + 1 against 3.
+        ("a--bb", [5.0, 4.0, 3.0, 2.0, 1.0], 1.0, 0),
+        ("a--bb", [5.0, 4.0, 3.0, 2.0, 1.0], 0.9, 3),
+        # The certainty of a draw without one is the least.
+        ("abb", [2.0, None, 1.0], 2, 0),
+        ("abb", [None, 2.0, 1.0], 2, 1),
+        ("aab", [1.0, 2.0, 9.0], 20.0, 2),
+        ("--", [1.0, 2.0], 1.0, None),
+    ],
+)
+def test_what_certainty_chooses(texts: str, certain: list[float | None], power: float | None, chosen: int | None) -> None:
+    lm = Scripted(texts, certain)
+    solution = best(lm, len(texts), select="self_certainty", power=power).solve(PROBLEM)
+    assert solution.chosen == chosen
+    assert lm.options["certainty"] is True
+    assert [candidate.score for candidate in solution.candidates] == pytest.approx(certain)
+
+
+def test_a_borda_vote_is_the_papers() -> None:
+    """Against sums written out, on random draws."""
+    rng = random.Random(0)
+    for _ in range(200):
+        n, power = rng.randint(1, 9), rng.choice([0.0, 0.3, 0.7, 1.2, 2.0])
+        texts, certain = rng.choices("abc-", k=n), rng.sample(range(100), n)
+        solution = best(Scripted(texts, certain), n, select="self_certainty", power=power).solve(PROBLEM)
+        order = sorted((i for i in range(n) if texts[i] != "-"), key=lambda i: -certain[i])
+        votes = {a: sum((len(order) - r) ** power for r, i in enumerate(order) if texts[i] == a) for a in set(texts) - {"-"}}
+        assert (solution.answer is None) == (not votes)
+        if votes:
+            assert votes[str(solution.answer)] == pytest.approx(max(votes.values()))
+
+
 def test_known_draws_are_not_drawn_again_and_new_ones_are_told_once() -> None:
     lm, told = Scripted("abcdefgh"), list[int]()
     known = {i: Completion(f"old{i}", [1], "stop", index=i) for i in (0, 3, 4)}
@@ -122,6 +175,10 @@ def test_the_first_limit_reached_ends_it(budget: Budget, draws: int) -> None:
         ({"select": "score"}, "verifier"),
         ({"round": 0}, "round=0"),
         ({"seed": 3}, "seed"),
+        ({"select": "self_certainty", "power": -0.5}, "power=-0.5"),
+        ({"select": "self_certainty", "power": float("inf")}, "power=inf"),
+        ({"select": "self_certainty", "power": True}, "power=True"),
+        ({"select": "majority", "power": 1.0}, "power=1.0"),
     ],
 )
 def test_bad_values_are_named(options: dict[str, Any], message: str) -> None:
@@ -166,3 +223,20 @@ def test_draws_of_the_engine_are_the_same_in_one_call_or_in_several() -> None:
         parts = asyncio.run(strategy.asolve(Problem("x", "Tom has 3 pens."), Draws(5, known)))
     assert [c.text for c in whole.candidates] == [c.text for c in parts.candidates]
     assert len({c.text for c in whole.candidates}) > 1
+
+
+def test_the_engines_own_certainty_chooses() -> None:
+    """The draw whose distributions, recomputed token by token, were the furthest from uniform."""
+    toy = Toy(vocabulary=31)
+    with ft.Engine(toy, ft.Autoregressive(), kv_slots=500) as engine:
+        strategy = BestOfN(engine, 5, ask=lambda p: [1, 2, 3], read=lambda text: "read", select="self_certainty", max_tokens=8,
+                           temperature=1.5)  # fmt: skip
+        solution = asyncio.run(strategy.asolve(PROBLEM, Draws(3)))
+    means = []
+    for candidate in solution.candidates:
+        assert candidate.completion is not None
+        tokens = candidate.completion.token_ids
+        means.append(sum(slow_certainty(toy.rule([1, 2, 3, *tokens[:at]])) for at in range(8)) / 8)
+    assert [candidate.score for candidate in solution.candidates] == pytest.approx(means, rel=1e-4)
+    assert solution.chosen == means.index(max(means))
+    assert len(set(means)) > 1
