@@ -102,9 +102,12 @@ def certainty(logits: Tensor) -> Tensor:
     Over the tokens that have a probability: those of minus infinity, such as a padded vocabulary's, are left out.
     """
     scores = logits.float()
-    possible = scores > -torch.inf
-    count = possible.sum(-1)
-    return scores.logsumexp(-1) - scores.masked_fill(~possible, 0.0).sum(-1) / count - count.log()
+    mean, count = scores.mean(-1), torch.tensor(scores.shape[1])
+    if not mean.isfinite().all():
+        possible = scores > -torch.inf
+        count = possible.sum(-1)
+        mean = scores.masked_fill(~possible, 0.0).sum(-1) / count
+    return scores.logsumexp(-1) - mean - count.log()
 
 
 def _best(scores: Tensor) -> tuple[list[float], Tensor]:
