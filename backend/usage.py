@@ -17,7 +17,7 @@ where calls return before they are done, their time is found where the host wait
 
 
 class Usage:
-    """A row counts in a step that gives it a token, not while it is fed its prompt; a step has ``max_rows`` rows to give one to."""
+    """A step has ``max_rows`` rows to give a token to. One counts in a step that gives it one, not while it is fed its prompt."""
 
     def __init__(self, max_rows: int) -> None:
         self.max_rows = max_rows
