@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from made_runs import made
 
 from forethought.evals.cli import main
 from forethought.evals.compare import paired
 from forethought.evals.results import Results
-from runs import made
 
 
 def test_the_difference_is_taken_problem_by_problem(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import CONFIG, made
 
 from forethought.evals.browser import FILTERS
 from forethought.evals.cli import main
@@ -20,7 +21,6 @@ from forethought.evals.page import SCRIPT
 from forethought.evals.report import Report, written
 from forethought.evals.results import Results, percent
 from forethought.schema import Cost, Verdict
-from runs import CONFIG, made
 
 RIGHTS = {f"p{i:02}": [i < 6, i % 2 == 0, True, i % 3 == 0] * 2 for i in range(12)}
 HOSTILE = [

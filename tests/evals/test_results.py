@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_runs import made
 
 from forethought.evals.coverage import REACH, BetaBinomial, fit
 from forethought.evals.draws import problems_of
 from forethought.evals.results import Results, show
 from forethought.schema import Verdict
-from runs import made
 
 RIGHTS = {f"p{i}": [i < 6, i % 2 == 0, True, i % 3 == 0] for i in range(10)}
 

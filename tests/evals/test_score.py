@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import CONFIG, made
 from omegaconf import OmegaConf
 
 from forethought.evals.cli import main
@@ -22,7 +23,6 @@ from forethought.evals.score import score_one
 from forethought.evals.tasks.nano_math import NanoMath
 from forethought.schema import Completion, Problem, Verdict
 from forethought.verifiers.maths import Maths
-from runs import CONFIG, made
 
 PROBLEMS = list(NanoMath(4).problems())
 NODE = compose("score", ["verifier=maths", "verifier.symbolic=false"]).verifier

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_runs import made
 
 from forethought.evals.draws import Judged, problems_of
 from forethought.evals.selection import Selector
 from forethought.schema import Cost, Verdict
-from runs import made
 
 KS = [1, 2, 3, 4]
 RIGHT = {"a": [True, False, True, False], "b": [False, False, True, False], "c": [False] * 4, "d": [True] * 4}
