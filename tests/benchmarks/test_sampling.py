@@ -22,7 +22,7 @@ def test_quick_run(tmp_path: Path) -> None:
     whole, subset = result["whole"], result["subset"]
     assert whole["draws"] == 12
     assert whole["tokens"] <= 12 * 24
-    assert whole["forwards"] == 24, "one that feeds all prompts and gives first tokens, then one a token"
+    assert 24 <= whole["forwards"] <= 28, "one that gives first tokens, then one a token; prompts may come in several"
     assert sum(whole[f"{part}_seconds"] for part in PARTS) >= whole["wall_seconds"], "the engine is a little older than the run"
     assert subset["draws"] == 6
     assert subset["tokens"] <= 6 * 24
