@@ -72,6 +72,10 @@ class Engine(Generator):
         """Where this engine's rows and seconds went so far: a copy."""
         return self._runner.usage.copy()
 
+    async def aunfinished(self) -> int:
+        """How many samples have been asked for, by whomever, and have not ended; one that waits for a row counts too."""
+        return await asyncio.wrap_future(self._call(lambda: self._runner.unfinished))
+
     def clear_cache(self) -> None:
         """Forget all cached prefixes."""
         self._call(self._runner.tree.clear).result()

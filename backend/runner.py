@@ -66,6 +66,11 @@ class Runner:
         """Everything computed so far; ``forwards`` are real model calls, each counted once however many shared it."""
         return replace(self._bill, forwards=self._forwards, critical=self._forwards)
 
+    @property
+    def unfinished(self) -> int:
+        """Samples that have not ended."""
+        return len(self.scheduler.running) + len(self.scheduler.waiting)
+
     def charge(self, cost: Cost) -> None:
         """Add to the bill."""
         self._bill += cost

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,8 +33,12 @@ from .judging import Judgements, Remembered, enrol, plain, unfinished, verifier_
 from .results import KS, Results, show
 from .solve import ask, load
 
-AHEAD = 2
-"""Problems are begun as long as fewer draws are under way than so many times what the engine decodes at once."""
+AHEAD = 1.5
+"""Problems are begun as long as fewer draws are to be finished than so many times what the engine decodes at once."""
+MOST = 8
+"""No more problems are under way than so many times those that fill its rows."""
+PAUSE = 0.02
+"""Seconds between two looks at how many draws are to be finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,7 @@ def evaluate_one(config: DictConfig) -> Results | None:
         work = _Work(folder, strategy, truth, seed)
         start = time.perf_counter()
         try:
-            asyncio.run(work.all(problems, _at_once(strategy, engine)))
+            asyncio.run(work.all(problems, engine))
         except KeyboardInterrupt:
             return None
         except ExceptionGroup as several:  # of problems that ran side by side; the first one is what went wrong
@@ -141,15 +145,13 @@ class _Work:
         self._judged = Judgements(folder)
         self._solved = {row["problem_id"] for row in folder.read("solutions")}
 
-    async def all(self, problems: Sequence[Problem], at_once: int) -> None:
+    async def all(self, problems: Sequence[Problem], engine: Engine) -> None:
         """Everything that is not there yet."""
-        gate = asyncio.Semaphore(at_once)
         rest = [problem for problem in problems if problem.id not in self._solved]
         with tqdm(total=len(problems), initial=len(problems) - len(rest), unit="problem", leave=False, disable=None) as bar:
 
             async def one(problem: Problem) -> None:
-                async with gate:
-                    await self._solve(problem)
+                await self._solve(problem)
                 bar.update()
                 counts = self.split.counts
                 bar.set_postfix_str(
@@ -157,9 +159,7 @@ class _Work:
                     f"{counts['correct'] / max(1, counts.total()):.1%} of draws right"
                 )
 
-            async with asyncio.TaskGroup() as group:
-                for problem in rest:
-                    group.create_task(one(problem))
+            await in_turn(rest, one, engine, self.strategy.width)
 
     async def _solve(self, problem: Problem) -> None:
         new: list[Completion] = []
@@ -214,9 +214,28 @@ def _short(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _at_once(strategy: Strategy, engine: Engine) -> int:
-    """Problems under way at a time: enough that no row of the engine ever waits for the next one to begin."""
-    return max(2, -(-AHEAD * engine.max_rows // strategy.width))
+async def in_turn(
+    problems: Sequence[Problem], solve: Callable[[Problem], Awaitable[None]], engine: Engine, width: int
+) -> None:
+    """``solve`` all, side by side, each begun when ``engine`` could soon have rows without a draw. ``width``: its first draws.
+
+    A problem lasts as long as its longest draw: how many are under way says little of how many rows they fill.
+    """
+    gate = asyncio.Semaphore(MOST * max(1, engine.max_rows // width))
+
+    async def one(problem: Problem) -> None:
+        try:
+            await solve(problem)
+        finally:
+            gate.release()
+
+    async with asyncio.TaskGroup() as group:
+        for problem in problems:
+            await gate.acquire()
+            group.create_task(one(problem))
+            await asyncio.sleep(0)  # it asks for its first draws
+            while await engine.aunfinished() >= AHEAD * engine.max_rows:
+                await asyncio.sleep(PAUSE)
 
 
 def _timing(split: Split, engine: Engine) -> dict[str, float]:

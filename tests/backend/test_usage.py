@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -151,3 +152,17 @@ def test_scoring_is_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
     assert usage.seconds["prefill"] == 3.0 * toy.calls
     assert usage.seconds["decode"] == 0
     assert (usage.steps, usage.rows) == (0, 0)
+
+
+def test_how_many_have_not_ended() -> None:
+    async def main(engine: ft.Engine) -> list[int]:
+        seen = [await engine.aunfinished()]
+        task = asyncio.create_task(engine.agenerate([1, 2, 3], n=7, max_tokens=4000, ignore_eos=True))
+        await asyncio.sleep(0)
+        seen.append(await engine.aunfinished())
+        task.cancel()
+        await asyncio.wait([task])
+        return [*seen, await engine.aunfinished()]
+
+    with Audited(Toy(), kv_slots=30_000, max_rows=4) as engine:
+        assert asyncio.run(main(engine)) == [0, 7, 0]
