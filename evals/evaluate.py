@@ -229,12 +229,14 @@ async def in_turn(
         finally:
             gate.release()
 
+    left = 0
     async with asyncio.TaskGroup() as group:
         for problem in problems:
             await gate.acquire()
             group.create_task(one(problem))
             await asyncio.sleep(0)  # it asks for its first draws
-            while await engine.aunfinished() >= AHEAD * engine.max_rows:
+            left += width
+            while left >= AHEAD * engine.max_rows and (left := await engine.aunfinished()) >= AHEAD * engine.max_rows:
                 await asyncio.sleep(PAUSE)
 
 
