@@ -88,7 +88,10 @@ def curves(runs: Sequence[Shown]) -> Html:
     ways = {way: None for run in runs for way in run.results.columns()}
     if not ways:
         return h("p", "Too few draws for a curve.")
-    note = "Bands and brackets: 95 % intervals over problems. pass@k and best of k are exact means over all subsets of k draws."
+    note = (
+        "Bands and brackets: 95 % intervals over problems. pass@k, best of k and first accepted are exact means over all subsets "
+        "of k draws, votes are means over random ones."
+    )
     if len(runs) == 1:
         found = runs[0].results.columns()
         lines = [Line.of(way, figures) for way, figures in found.items()]
