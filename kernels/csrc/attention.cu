@@ -1,0 +1,515 @@
+// Attention of flat query rows over the slots of their views: decoding, trees, shared prefixes, rotated parts.
+//
+// One block takes one item of the work list (kernels/work.py) for one KV head: up to ROWS rows, a row being a query
+// and one of the heads that share the KV head, over a run of listed slots. It streams K and V through shared memory,
+// several stages ahead, where all rows use them; softmax is online in base 2 (arXiv 1805.02867), products are tensor
+// core ones for two-byte types. A query in several items has partial results, which a second kernel merges exactly.
+//
+// Bytes: each listed slot once (K and V) per item and KV head, and once more, mostly from L2, for every further ROWS
+// rows; queries and outputs once; partial results, float32, written and read once. Compiled once for each WIDTH, the
+// room for a head: heads of any multiple of 16 bytes up to WIDTH numbers fit. Not here: choosing items; prefill at speed.
+
+#ifdef __CUDACC__
+#include "device.cuh"
+#else
+#include "emulation.h"
+#endif
+
+#ifndef WIDTH
+#error "compile with -DWIDTH=64, 128 or 256"
+#endif
+
+// What the host passes, mirrored by kernels/cuda_attention.py. Strides in elements; the last dimension is dense.
+struct Call {
+    const void *q, *k, *v;
+    void *out;              // [queries, heads, dim_v] in q's type
+    float *lse;             // [queries, heads], natural
+    float *partial;         // [pairs, heads, dim_v], where results are merged; else null
+    float *partial_lse;     // [pairs, heads]
+    const int *items;       // [items, 6]: pairs from, to; slots from, to; position of the first slot; the row's first new slot
+    const int *pairs;       // [pairs, 4]: query; last and first visible position; positions to turn the query by
+    const int *slots;       // pool rows
+    const int *positions;   // stored position of each of `slots`, or null: consecutive in an item
+    const int64_t *tree;    // [queries] ancestor bits, or null
+    const int *merge_ptr;   // [queries + 1] into merge_list, or null: a query has at most one pair
+    const int *merge_list;  // pairs of each query
+    const float *sinks;     // [heads] or null
+    const float *frequencies; // [turning] radians per position, or null
+    int64_t q_token, q_head, k_slot, k_head, v_slot, v_head;
+    int items_count, most_pairs, queries, heads, kv_heads, dim, dim_v, turning, interleaved;
+    float scale, softcap;   // softcap 0: none
+};
+
+namespace {
+
+constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
+constexpr int NEVER = 0x7fffffff; // a position that no query sees
+
+template <class Element, int ROW_WARPS_, int KEY_WARPS_, int KEYS_, int STAGES_> struct Shape {
+    using T = Element;
+    static constexpr bool TENSOR = sizeof(T) == 2;
+    static constexpr int ROW_WARPS = ROW_WARPS_, KEY_WARPS = KEY_WARPS_, KEYS = KEYS_, STAGES = STAGES_;
+    static constexpr int WARPS = ROW_WARPS * KEY_WARPS, THREADS = 32 * WARPS, ROWS = 16 * ROW_WARPS;
+    static constexpr int OWN = KEYS / KEY_WARPS;              // keys of a tile that one warp takes
+    static constexpr int RING = STAGES + 1;                   // tiles whose slots are known
+    static constexpr int CHUNK = 16 / sizeof(T), CHUNKS = WIDTH / CHUNK;
+    static constexpr int STRIDE = WIDTH + CHUNK;              // 16 bytes more: eight rows lie in different banks
+    static constexpr int WIDE = WIDTH + 8;                    // the same for float32 results
+    static constexpr int TILE = KEYS * STRIDE;
+    static_assert(OWN <= 32 && OWN % (TENSOR ? 16 : 8) == 0 && ROWS <= THREADS && KEYS <= THREADS && THREADS % CHUNKS == 0);
+    static_assert(WARPS * 16 * WIDE * sizeof(float) <= 2 * STAGES * TILE * sizeof(T), "results take the place of K and V");
+};
+
+template <class S> struct Shared {
+    int64_t tree[S::ROWS];
+    alignas(16) typename S::T q[S::ROWS * S::STRIDE];
+    alignas(16) typename S::T k[S::STAGES][S::TILE];
+    alignas(16) typename S::T v[S::STAGES][S::TILE]; // right behind k: together they later hold every warp's sums
+    int row[S::RING][S::KEYS];      // pool row of each key on its way, -1: nobody sees it, it is not read
+    int position[S::RING][S::KEYS]; // stored position
+    int open[S::RING][S::KEYS];     // whether all rows see it
+    int query[S::ROWS], pair[S::ROWS], last[S::ROWS], first[S::ROWS], turn[S::ROWS];
+    float top[S::WARPS][16], sum[S::WARPS][16];
+};
+
+__device__ bool marked(int64_t bits, int own) { return own <= 0 || (bits >> min(own - 1, 63) & 1); }
+
+// What the rows of a block see between them, of positions and of new tokens.
+struct Sight {
+    int any_first, any_last, all_first, all_last;
+    int64_t any_tree, all_tree;
+    bool turned;
+};
+
+template <class S> __device__ Sight survey(const Shared<S> &shared, int rows, int lane) {
+    Sight sight{NEVER, -1, -NEVER - 1, NEVER, 0, -1, false};
+    unsigned turned = 0;
+    for (int r = lane; r < rows; r += 32) {
+        sight.any_first = min(sight.any_first, shared.first[r]);
+        sight.all_first = max(sight.all_first, shared.first[r]);
+        sight.any_last = max(sight.any_last, shared.last[r]);
+        sight.all_last = min(sight.all_last, shared.last[r]);
+        sight.any_tree |= shared.tree[r];
+        sight.all_tree &= shared.tree[r];
+        turned |= shared.turn[r] != 0;
+    }
+    sight.any_first = __reduce_min_sync(FULL_WARP, sight.any_first);
+    sight.all_first = __reduce_max_sync(FULL_WARP, sight.all_first);
+    sight.any_last = __reduce_max_sync(FULL_WARP, sight.any_last);
+    sight.all_last = __reduce_min_sync(FULL_WARP, sight.all_last);
+    const uint32_t any_low = __reduce_or_sync(FULL_WARP, static_cast<uint32_t>(sight.any_tree));
+    const uint32_t any_high = __reduce_or_sync(FULL_WARP, static_cast<uint32_t>(sight.any_tree >> 32));
+    const uint32_t all_low = __reduce_and_sync(FULL_WARP, static_cast<uint32_t>(sight.all_tree));
+    const uint32_t all_high = __reduce_and_sync(FULL_WARP, static_cast<uint32_t>(sight.all_tree >> 32));
+    sight.any_tree = static_cast<int64_t>(static_cast<uint64_t>(any_high) << 32 | any_low);
+    sight.all_tree = static_cast<int64_t>(static_cast<uint64_t>(all_high) << 32 | all_low);
+    sight.turned = __any_sync(FULL_WARP, turned);
+    return sight;
+}
+
+// Turn the queries in shared memory, a row a warp at a time. Angles are reduced in float64: positions may be large.
+template <class S> __device__ void turn_queries(Shared<S> &shared, const Call &call, int rows, int warp, int lane) {
+    for (int r = warp; r < rows; r += S::WARPS) {
+        if (shared.turn[r] == 0) continue;
+        typename S::T *q = shared.q + r * S::STRIDE;
+        for (int i = lane; i < call.turning; i += 32) {
+            const double half_turns = static_cast<double>(call.frequencies[i]) * shared.turn[r] * 0.3183098861837907;
+            float sine, cosine;
+            sincospif(static_cast<float>(half_turns - 2.0 * rint(0.5 * half_turns)), &sine, &cosine);
+            typename S::T &low = q[call.interleaved ? 2 * i : i], &high = q[call.interleaved ? 2 * i + 1 : i + call.turning];
+            const float a = widen(low), b = widen(high);
+            narrow(a * cosine - b * sine, low);
+            narrow(b * cosine + a * sine, high);
+        }
+    }
+}
+
+// scores [16, OWN] of one warp, spread over its lanes as a tensor core leaves them: lane l holds rows l / 4 and that + 8,
+// and of each eight keys 2 (l % 4) and the next.
+template <class S> __device__ void score(float (&scores)[S::OWN / 8][4], const typename S::T *q, const typename S::T *k, int lane) {
+    if constexpr (S::TENSOR) {
+        q += lane % 16 * S::STRIDE + lane / 16 * 8;
+        k += (lane / 16 * 8 + lane % 8) * S::STRIDE + lane / 8 % 2 * 8;
+#pragma unroll
+        for (int d = 0; d < WIDTH; d += 16) {
+            uint32_t a[4], b[4];
+            load_matrices(a, q + d);
+#pragma unroll
+            for (int n = 0; n < S::OWN / 16; n++) {
+                load_matrices(b, k + n * 16 * S::STRIDE + d);
+                multiply<typename S::T>(scores[2 * n], a, b[0], b[1]);
+                multiply<typename S::T>(scores[2 * n + 1], a, b[2], b[3]);
+            }
+        }
+    } else {
+        q += lane / 4 * S::STRIDE;
+        k += lane % 4 * 2 * S::STRIDE;
+#pragma unroll 4
+        for (int d = 0; d < WIDTH; d += 4) {
+            const float4 a0 = *reinterpret_cast<const float4 *>(q + d), a1 = *reinterpret_cast<const float4 *>(q + 8 * S::STRIDE + d);
+#pragma unroll
+            for (int n = 0; n < S::OWN / 8; n++) {
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    const float4 b = *reinterpret_cast<const float4 *>(k + (n * 8 + e) * S::STRIDE + d);
+                    scores[n][e] += a0.x * b.x + a0.y * b.y + a0.z * b.z + a0.w * b.w;
+                    scores[n][2 + e] += a1.x * b.x + a1.y * b.y + a1.z * b.z + a1.w * b.w;
+                }
+            }
+        }
+    }
+}
+
+// sums [16, WIDTH] += weights [16, OWN] of V, spread alike.
+template <class S>
+__device__ void gather(float (&sums)[WIDTH / 8][4], const float (&weights)[S::OWN / 8][4], const typename S::T *v, int lane) {
+    if constexpr (S::TENSOR) {
+        v += (lane / 8 % 2 * 8 + lane % 8) * S::STRIDE + lane / 16 * 8;
+#pragma unroll
+        for (int n = 0; n < S::OWN / 16; n++) {
+            using T = typename S::T;
+            const float(&w)[4] = weights[2 * n], (&x)[4] = weights[2 * n + 1];
+            const uint32_t a[4] = {pack<T>(w[0], w[1]), pack<T>(w[2], w[3]), pack<T>(x[0], x[1]), pack<T>(x[2], x[3])};
+#pragma unroll
+            for (int d = 0; d < WIDTH; d += 16) {
+                uint32_t b[4];
+                load_transposed(b, v + n * 16 * S::STRIDE + d);
+                multiply<T>(sums[d / 8], a, b[0], b[1]);
+                multiply<T>(sums[d / 8 + 1], a, b[2], b[3]);
+            }
+        }
+    } else {
+        v += lane % 4 * 2;
+#pragma unroll
+        for (int key = 0; key < S::OWN; key++) {
+            const int holder = (lane & ~3) | (key % 8 / 2);
+            const float w0 = __shfl_sync(FULL_WARP, weights[key / 8][key % 2], holder);
+            const float w1 = __shfl_sync(FULL_WARP, weights[key / 8][2 + key % 2], holder);
+#pragma unroll
+            for (int d = 0; d < WIDTH; d += 8) {
+                const float2 x = *reinterpret_cast<const float2 *>(v + key * S::STRIDE + d);
+                sums[d / 8][0] += w0 * x.x, sums[d / 8][1] += w0 * x.y;
+                sums[d / 8][2] += w1 * x.x, sums[d / 8][3] += w1 * x.y;
+            }
+        }
+    }
+}
+
+template <class T> __device__ void put4(T *to, const float (&x)[4]) {
+    struct alignas(4 * sizeof(T)) {
+        T of[4];
+    } four;
+#pragma unroll
+    for (int i = 0; i < 4; i++) narrow(x[i], four.of[i]);
+    *reinterpret_cast<decltype(four) *>(to) = four;
+}
+
+template <class S> __global__ void __launch_bounds__(S::THREADS) attend_items(const __grid_constant__ Call call) {
+    using T = typename S::T;
+    DYNAMIC_SHARED(memory);
+    Shared<S> &shared = *reinterpret_cast<Shared<S> *>(memory);
+    const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+    const int row_warp = warp / S::KEY_WARPS, key_warp = warp % S::KEY_WARPS;
+    const int group = call.heads / call.kv_heads;
+    // KV heads follow each other first, then the rows of an item: blocks that run together read what lies together.
+    const int kv_head = static_cast<int>(blockIdx.x) % call.kv_heads, rest = static_cast<int>(blockIdx.x) / call.kv_heads;
+    const int row_tiles = (call.most_pairs * group + S::ROWS - 1) / S::ROWS;
+    const int *item = call.items + 6LL * (rest / row_tiles);
+    const int row_begin = rest % row_tiles * S::ROWS;
+    const int pair_begin = item[0], slot_begin = item[2], slot_end = item[3], base = item[4], own_begin = item[5];
+    const int rows = min((item[1] - pair_begin) * group - row_begin, S::ROWS);
+    if (rows <= 0) return;
+    const int tiles = (slot_end - slot_begin + S::KEYS - 1) / S::KEYS;
+
+    // The rows, and the slots of the first tiles.
+    int next_row[S::STAGES], next_position[S::STAGES];
+    const bool lists = thread < S::KEYS; // threads that look up slots, one of each tile
+    auto look_up = [&](int tile, int &row, int &position) {
+        const int s = slot_begin + tile * S::KEYS + thread;
+        if (!lists || s >= slot_end) return;
+        row = call.slots[s];
+        position = call.positions ? call.positions[s] : base + (s - slot_begin);
+    };
+#pragma unroll
+    for (int t = 0; t < S::STAGES; t++) look_up(t, next_row[t], next_position[t]);
+    if (thread < S::ROWS) {
+        const bool real = thread < rows;
+        const int pair = pair_begin + (row_begin + thread) / group;
+        const int *entry = call.pairs + 4LL * pair;
+        shared.pair[thread] = pair;
+        shared.query[thread] = real ? entry[0] : 0;
+        shared.last[thread] = real ? entry[1] : -1;
+        shared.first[thread] = real ? entry[2] : 0;
+        shared.turn[thread] = real && call.frequencies ? entry[3] : 0;
+        shared.tree[thread] = real && call.tree ? call.tree[entry[0]] : -1;
+    }
+    __syncthreads();
+
+    // Queries, as they are. Behind a head of less than WIDTH there are zeros, in K and V too.
+    for (int i = thread; i < S::ROWS * S::CHUNKS; i += S::THREADS) {
+        const int r = i / S::CHUNKS, d = i % S::CHUNKS * S::CHUNK, head = kv_head * group + (row_begin + r) % group;
+        const bool wanted = r < rows && d < call.dim;
+        const T *from = static_cast<const T *>(call.q);
+        copy_async(shared.q + r * S::STRIDE + d, wanted ? from + shared.query[r] * call.q_token + head * call.q_head + d : from, wanted);
+    }
+    close_copies();
+    const int chunk = thread % S::CHUNKS * S::CHUNK;
+    for (int key = thread / S::CHUNKS; key < S::STAGES * S::KEYS; key += S::THREADS / S::CHUNKS) {
+        const float zeros[4] = {};
+        if (chunk >= call.dim) put4(reinterpret_cast<float *>(shared.k[0] + key * S::STRIDE + chunk), zeros);
+        if (chunk >= call.dim_v) put4(reinterpret_cast<float *>(shared.v[0] + key * S::STRIDE + chunk), zeros);
+    }
+
+    const Sight sight = survey(shared, rows, lane);
+    auto note = [&](int tile, int row, int position) {
+        const int s = slot_begin + tile * S::KEYS + thread, own = s - own_begin, at = tile % S::RING;
+        if (!lists) return;
+        if (s >= slot_end) row = -1, position = NEVER;
+        const bool any = s < slot_end && sight.any_first <= position && position <= sight.any_last && marked(sight.any_tree, own);
+        shared.row[at][thread] = any ? row : -1;
+        shared.position[at][thread] = position;
+        shared.open[at][thread] = any && sight.all_first <= position && position <= sight.all_last && marked(sight.all_tree, own);
+    };
+    auto load = [&](int tile) {
+        T *to_k = shared.k[tile % S::STAGES] + chunk, *to_v = shared.v[tile % S::STAGES] + chunk;
+        const T *from_k = static_cast<const T *>(call.k) + kv_head * call.k_head + chunk;
+        const T *from_v = static_cast<const T *>(call.v) + kv_head * call.v_head + chunk;
+#pragma unroll 4
+        for (int key = thread / S::CHUNKS; key < S::KEYS; key += S::THREADS / S::CHUNKS) {
+            const int64_t row = shared.row[tile % S::RING][key];
+            if (chunk < call.dim) copy_async(to_k + key * S::STRIDE, row < 0 ? call.k : from_k + row * call.k_slot, row >= 0);
+            if (chunk < call.dim_v) copy_async(to_v + key * S::STRIDE, row < 0 ? call.v : from_v + row * call.v_slot, row >= 0);
+        }
+    };
+#pragma unroll
+    for (int t = 0; t < S::STAGES; t++) note(t, next_row[t], next_position[t]);
+    __syncthreads();
+#pragma unroll
+    for (int t = 0; t < S::STAGES - 1; t++) {
+        if (t < tiles) load(t);
+        close_copies();
+    }
+    if (sight.turned) {
+        await_copies<S::STAGES - 1>();
+        __syncthreads();
+        turn_queries(shared, call, rows, warp, lane);
+    }
+
+    float sums[WIDTH / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+    const float to_base_2 = call.softcap > 0 ? call.softcap * LOG2_E : call.scale * LOG2_E;
+    const int r0 = row_warp * 16 + lane / 4;
+    const bool idle = row_warp * 16 >= rows; // this warp has no rows
+    for (int tile = 0; tile < tiles; tile++) {
+        await_copies<S::STAGES - 2>();
+        __syncthreads(); // the tile is here for all, and all are done with the one before
+        if (tile + S::STAGES - 1 < tiles) load(tile + S::STAGES - 1);
+        close_copies();
+        look_up(tile + S::STAGES, next_row[0], next_position[0]);
+
+        const int at = tile % S::RING, begin = key_warp * S::OWN;
+        const bool mine = lane < S::OWN;
+        const bool empty = !__any_sync(FULL_WARP, mine && shared.row[at][begin + (mine ? lane : 0)] >= 0);
+        if (!idle && !empty) {
+            const bool open = __all_sync(FULL_WARP, !mine || shared.open[at][begin + (mine ? lane : 0)]);
+            float scores[S::OWN / 8][4] = {};
+            score<S>(scores, shared.q + row_warp * 16 * S::STRIDE, shared.k[tile % S::STAGES] + begin * S::STRIDE, lane);
+#pragma unroll
+            for (int n = 0; n < S::OWN / 8; n++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    float x = scores[n][e];
+                    if (call.softcap > 0) x = tanhf(x * call.scale / call.softcap);
+                    scores[n][e] = x * to_base_2;
+                }
+            }
+            if (!open) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const int r = r0 + e / 2 * 8;
+                    const int first = shared.first[r], last = shared.last[r];
+                    const int64_t bits = shared.tree[r];
+#pragma unroll
+                    for (int n = 0; n < S::OWN / 8; n++) {
+                        const int key = begin + n * 8 + lane % 4 * 2 + e % 2, position = shared.position[at][key];
+                        const int own = slot_begin + tile * S::KEYS + key - own_begin;
+                        if (position < first || position > last || !marked(bits, own)) scores[n][e] = -INFINITY;
+                    }
+                }
+            }
+            float shrink[2];
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                float most = top[half];
+#pragma unroll
+                for (int n = 0; n < S::OWN / 8; n++) most = fmaxf(most, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+                most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 1));
+                most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 2));
+                const float origin = most == -INFINITY ? 0 : most; // nothing seen so far
+                shrink[half] = exp2f(top[half] - origin);
+                top[half] = most;
+                sum[half] *= shrink[half];
+#pragma unroll
+                for (int n = 0; n < S::OWN / 8; n++) {
+#pragma unroll
+                    for (int e = 2 * half; e < 2 * half + 2; e++) {
+                        scores[n][e] = exp2f(scores[n][e] - origin);
+                        sum[half] += scores[n][e];
+                    }
+                }
+            }
+            if (__any_sync(FULL_WARP, shrink[0] != 1 || shrink[1] != 1)) {
+#pragma unroll
+                for (int d = 0; d < WIDTH / 8; d++) {
+                    sums[d][0] *= shrink[0], sums[d][1] *= shrink[0];
+                    sums[d][2] *= shrink[1], sums[d][3] *= shrink[1];
+                }
+            }
+            gather<S>(sums, scores, shared.v[tile % S::STAGES] + begin * S::STRIDE, lane);
+        }
+        note(tile + S::STAGES, next_row[0], next_position[0]);
+    }
+
+    // Each warp's sums, side by side in shared memory; then a row a warp at a time, over the warps that shared its keys.
+    await_copies<0>();
+    __syncthreads();
+    float *const all = reinterpret_cast<float *>(shared.k[0]);
+    float *const ours = all + (warp * 16 + lane / 4) * S::WIDE + lane % 4 * 2;
+#pragma unroll
+    for (int d = 0; d < WIDTH / 8; d++) {
+        *reinterpret_cast<float2 *>(ours + d * 8) = make_float2(sums[d][0], sums[d][1]);
+        *reinterpret_cast<float2 *>(ours + 8 * S::WIDE + d * 8) = make_float2(sums[d][2], sums[d][3]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        sum[half] += __shfl_xor_sync(FULL_WARP, sum[half], 1);
+        sum[half] += __shfl_xor_sync(FULL_WARP, sum[half], 2);
+        if (lane % 4 == 0) shared.top[warp][lane / 4 + half * 8] = top[half], shared.sum[warp][lane / 4 + half * 8] = sum[half];
+    }
+    __syncthreads();
+    for (int r = warp; r < rows; r += S::WARPS) {
+        const int from = r / 16 * S::KEY_WARPS, line = r % 16, head = kv_head * group + (row_begin + r) % group;
+        const bool whole = call.partial == nullptr;
+        float most = whole && call.sinks ? call.sinks[head] * LOG2_E : -INFINITY;
+        const float sink = most;
+        for (int w = 0; w < S::KEY_WARPS; w++) most = fmaxf(most, shared.top[from + w][line]);
+        const float origin = most == -INFINITY ? 0 : most;
+        float weight[S::KEY_WARPS], total = exp2f(sink - origin);
+#pragma unroll
+        for (int w = 0; w < S::KEY_WARPS; w++) {
+            weight[w] = exp2f(shared.top[from + w][line] - origin);
+            total += weight[w] * shared.sum[from + w][line];
+        }
+        const float share = total == 0 ? 0 : 1 / total;
+        const int64_t at = static_cast<int64_t>(whole ? shared.query[r] : shared.pair[r]) * call.heads + head;
+        for (int d = lane * 4; d < call.dim_v; d += 128) {
+            float x[4] = {};
+#pragma unroll
+            for (int w = 0; w < S::KEY_WARPS; w++) {
+                const float4 y = *reinterpret_cast<const float4 *>(all + ((from + w) * 16 + line) * S::WIDE + d);
+                x[0] += weight[w] * y.x, x[1] += weight[w] * y.y, x[2] += weight[w] * y.z, x[3] += weight[w] * y.w;
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) x[i] *= share;
+            if (whole)
+                put4(static_cast<T *>(call.out) + at * call.dim_v + d, x);
+            else
+                put4(call.partial + at * call.dim_v + d, x);
+        }
+        if (lane == 0) (whole ? call.lse : call.partial_lse)[at] = total == 0 ? -INFINITY : LN_2 * (origin + log2f(total));
+    }
+}
+
+// The exact merge of a query's partial results, a head a warp: weights from their log-sum-exps, and the sink's.
+template <class T> __global__ void __launch_bounds__(128) merge_pairs(const __grid_constant__ Call call) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int64_t at = 4LL * blockIdx.x + threadIdx.x / 32;
+    const int query = static_cast<int>(at / call.heads), head = static_cast<int>(at % call.heads);
+    if (query >= call.queries) return;
+    const int begin = call.merge_ptr[query], end = call.merge_ptr[query + 1];
+    const float sink = call.sinks ? call.sinks[head] : -INFINITY;
+    float most = sink;
+    for (int i = begin + lane; i < end; i += 32)
+        most = fmaxf(most, call.partial_lse[static_cast<int64_t>(call.merge_list[i]) * call.heads + head]);
+    for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, step));
+    const float origin = most == -INFINITY ? 0 : most;
+    float total = expf(sink - origin), x[WIDTH / 128 + 1][4] = {};
+    for (int first = begin; first < end; first += 32) {
+        int pair = 0;
+        float weight = 0;
+        if (first + lane < end) {
+            pair = call.merge_list[first + lane];
+            weight = expf(call.partial_lse[static_cast<int64_t>(pair) * call.heads + head] - origin);
+        }
+        const int count = min(end - first, 32);
+#pragma unroll 4
+        for (int i = 0; i < count; i++) {
+            const float w = __shfl_sync(FULL_WARP, weight, i);
+            const float *from = call.partial + (static_cast<int64_t>(__shfl_sync(FULL_WARP, pair, i)) * call.heads + head) * call.dim_v;
+            total += w;
+#pragma unroll
+            for (int n = 0; n < WIDTH / 128 + 1; n++) {
+                if (n * 128 + lane * 4 >= call.dim_v) continue;
+                const float4 y = *reinterpret_cast<const float4 *>(from + n * 128 + lane * 4);
+                x[n][0] += w * y.x, x[n][1] += w * y.y, x[n][2] += w * y.z, x[n][3] += w * y.w;
+            }
+        }
+    }
+    const float share = total == 0 ? 0 : 1 / total;
+#pragma unroll
+    for (int n = 0; n < WIDTH / 128 + 1; n++) {
+        if (n * 128 + lane * 4 >= call.dim_v) continue;
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[n][i] *= share;
+        put4(static_cast<T *>(call.out) + at * call.dim_v + n * 128 + lane * 4, x[n]);
+    }
+    if (lane == 0) call.lse[at] = total == 0 ? -INFINITY : origin + logf(total);
+}
+
+template <class S> int prepare() {
+    return cudaFuncSetAttribute(attend_items<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<S>));
+}
+
+template <class S> void launch(const Call &call, cudaStream_t stream) {
+    const int rows = call.most_pairs * (call.heads / call.kv_heads), row_tiles = (rows + S::ROWS - 1) / S::ROWS;
+    const unsigned blocks = static_cast<unsigned>(call.items_count) * row_tiles * call.kv_heads;
+    if (blocks > 0) LAUNCH(attend_items<S>, blocks, S::THREADS, sizeof(Shared<S>), stream, call);
+}
+
+// Few rows: four warps share them and divide the keys. Many rows: they divide the rows and share the keys.
+template <class T> using Few = Shape<T, 1, 4, 64, WIDTH == 64 ? 4 : WIDTH == 128 ? 3 : 2>;
+template <class T> using Many = Shape<T, 4, 1, 32, WIDTH == 256 ? 3 : 4>;
+using Single = Shape<float, 1, 4, 32, WIDTH == 64 ? 4 : WIDTH == 128 ? 3 : 2>;
+
+template <class T> int run(const Call &call, cudaStream_t stream) {
+    if constexpr (sizeof(T) == 4)
+        launch<Single>(call, stream);
+    else if (call.most_pairs * (call.heads / call.kv_heads) <= 16)
+        launch<Few<T>>(call, stream);
+    else
+        launch<Many<T>>(call, stream);
+    if (call.merge_ptr && call.queries > 0) {
+        const int64_t blocks = (static_cast<int64_t>(call.queries) * call.heads + 3) / 4;
+        LAUNCH(merge_pairs<T>, static_cast<unsigned>(blocks), 128, 0, stream, call);
+    }
+    return cudaGetLastError();
+}
+
+} // namespace
+
+// All return a cudaError_t, 0 for success.
+extern "C" {
+// Once per device, before the first call on it.
+int forethought_prepare() {
+    int error = prepare<Few<Half>>();
+    if (!error) error = prepare<Many<Half>>();
+    if (!error) error = prepare<Few<Bfloat>>();
+    if (!error) error = prepare<Many<Bfloat>>();
+    if (!error) error = prepare<Single>();
+    return error;
+}
+int forethought_attend_float16(const Call *call, void *stream) { return run<Half>(*call, static_cast<cudaStream_t>(stream)); }
+int forethought_attend_bfloat16(const Call *call, void *stream) { return run<Bfloat>(*call, static_cast<cudaStream_t>(stream)); }
+int forethought_attend_float32(const Call *call, void *stream) { return run<float>(*call, static_cast<cudaStream_t>(stream)); }
+const char *forethought_error(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+int forethought_call_bytes() { return sizeof(Call); }
+}
