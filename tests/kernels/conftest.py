@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import accumulate
 from types import SimpleNamespace
 
 import numpy as np
@@ -210,3 +211,65 @@ def agree(request: pytest.FixtureRequest) -> Callable[..., None]:
 def write() -> SimpleNamespace:
     """How to write views: ``write.Part``, ``write.Row``, ``write.views(rows)``, and ``write.inputs(views, dtype)`` for them."""
     return SimpleNamespace(Part=Part, Row=Row, views=views_of, inputs=inputs)
+
+
+@pytest.fixture(scope="session")
+def rule() -> Callable[..., bool]:
+    """:func:`sees`"""
+    return sees
+
+
+@pytest.fixture(scope="session")
+def calls() -> Callable[..., object]:
+    """A hypothesis strategy: ``calls(write)`` draws random mixtures of everything that views can say."""
+    st = pytest.importorskip("hypothesis.strategies")
+
+    @st.composite
+    def random_calls(draw, write):
+        """Views of up to five rows: decode rows, chunks, trees and rows that ask nothing, with up to two parts before the last,
+        each a prefix of a common context or all that an earlier row has, its new tokens of this call included."""
+        trees, fused, moved, hiding = (draw(st.booleans()) for _ in range(4))
+        free = iter(draw(st.permutations(range(400))) if draw(st.booleans()) else range(400))
+        stored: dict[int, int] = {}
+
+        def store(count, start):
+            """``count`` fresh slots from position ``start`` on."""
+            steps = draw(st.lists(st.integers(1, 3), min_size=count, max_size=count)) if fused else [1] * count
+            slots = [next(free) for _ in range(count)]
+            stored.update(zip(slots, accumulate(steps[:-1], initial=start), strict=False))
+            return slots
+
+        def after(slots):
+            return stored[slots[-1]] + 1 if slots else 0
+
+        def offset():
+            return draw(st.integers(-15, 15)) if moved else 0
+
+        contexts = [store(draw(st.integers(1, 20)), 0) for _ in range(2)]
+        rows = []
+        for _ in range(draw(st.integers(1, 5))):
+            parts = []
+            for _ in range(draw(st.integers(0, 2))):
+                seen = draw(st.sampled_from(contexts))
+                parts.append(write.Part(seen[: draw(st.sampled_from([0, len(seen) // 2, len(seen)]))], offset()))
+            past = list(draw(st.sampled_from(contexts))) if draw(st.booleans()) else []
+            past += store(draw(st.integers(0, 12)), after(past))
+            count, parents = draw(st.sampled_from([0, 1, 1, 1, 2, 3, 9])), None
+            if trees and count and draw(st.booleans()):
+                parents = [-1, *(draw(st.integers(0, i)) for i in range(count - 1))]
+                depths = [0]
+                for parent in parents[1:]:
+                    depths.append(depths[parent] + 1)
+                new = [next(free) for _ in range(count)]
+                stored.update((slot, after(past) + depth) for slot, depth in zip(new, depths, strict=True))
+            else:
+                new = store(count, after(past))
+            parts.append(write.Part([*past, *new], by := offset()))
+            last = None
+            if hiding and draw(st.booleans()):
+                last = [[draw(st.integers(-1, 30)) for _ in parts] for _ in new]
+            rows.append(write.Row([stored[slot] + by for slot in new], parts, parents, last))
+            contexts.append([*past, *new])
+        return write.views(rows, stored if trees or fused or draw(st.booleans()) else None)
+
+    return random_calls

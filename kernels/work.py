@@ -1,0 +1,395 @@
+"""The work list that the fast attention twins read: made once per model call, on the host, for all layers.
+
+Views become items, each a tile of queries over a run of listed slots, so that one launch covers every row; a prefix
+that several rows share becomes items of its own where reading it once moves fewer bytes, and few rows over long
+contexts are cut along the context. Exact. Not here: arithmetic on K and V, and anything of one kernel alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .views import Ints, Views
+
+LEAST_RUN = 128
+"""No context is cut into runs shorter than this: a block has to read some tiles to get up to speed."""
+RUN_STEP = 32
+"""Runs that a context is cut into are multiples of this, so that a kernel's last tile is not mostly empty."""
+EVER, NEVER = np.iinfo(np.int32).max, np.iinfo(np.int32).min
+
+
+class Shape(NamedTuple):
+    """What attention in a layer reads and writes, for counting bytes."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    dim_v: int
+    itemsize: int
+
+    @property
+    def slot_bytes(self) -> int:
+        """K and V of one slot."""
+        return self.kv_heads * (self.dim + self.dim_v) * self.itemsize
+
+    @property
+    def partial_bytes(self) -> int:
+        """One query's partial result and log-sum-exp in float32, written and read."""
+        return 2 * 4 * self.heads * (self.dim_v + 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """Items of attention over the slots of some views, in tables on the device (int32 where not said otherwise).
+
+    A pair is one query of one item; pair ``p`` sees slot index ``s`` of its item, stored at position ``x``, when
+    ``first <= x <= last`` and, with a tree, ``s <= own_begin`` or bit ``s - own_begin - 1`` (at most 63) of ``tree[query]`` is
+    set. Expanded, the items give what ``Views`` says each query sees, every slot once.
+    """
+
+    items: Tensor
+    """[I, 6]: pairs from, to; slot indices from, to; position of the first where there are no ``slot_positions``; the
+    index of the row's first new token, past the item's slots where it holds none."""
+    pairs: Tensor
+    """[N, 4]: query; last and first visible stored position; rotation of the query."""
+    slots: Tensor
+    """[S] pool rows."""
+    slot_positions: Tensor | None
+    """[S] stored positions; None: consecutive in each item."""
+    tree: Tensor | None
+    """[T] int64 ancestor bits; None: no item holds a new token that some query must not see."""
+    merge_ptr: Tensor | None
+    """[T + 1] into ``merge_list``; None: no query has more than one pair, and results need no merging."""
+    merge_list: Tensor | None
+    """[N] the pairs of each query."""
+    most_pairs: int
+    """Pairs of the largest item."""
+    masked: bool
+    """Whether any query does not see a slot of its item."""
+    turned: bool
+    """Whether any query must be rotated."""
+    blind: bool
+    """Whether some query has no pair: without a merge, its result must be filled in beforehand."""
+    slot_reads: int
+    """Slots of all items together: how often K and V of a slot are read."""
+
+    def bytes_moved(self, shape: Shape) -> int:
+        """Bytes one layer moves: K and V once an item, queries once a pair, partial results there and back, outputs once."""
+        pairs, queries = len(self.pairs), len(self.merge_ptr) - 1 if self.merge_ptr is not None else len(self.pairs)
+        partials = 0 if self.merge_ptr is None else pairs * shape.partial_bytes
+        activations = shape.heads * shape.itemsize * (pairs * shape.dim + queries * shape.dim_v)
+        return self.slot_reads * shape.slot_bytes + partials + activations
+
+
+def work_for(views: Views, window: int | None, device: torch.device, *, tile: int, splits: int, shape: Shape) -> Work:
+    """The work list of ``views``, made on first use and kept on them.
+
+    ``tile``: most queries of one item. ``splits``: how many items to aim for, by cutting long contexts. ``shape`` weighs
+    what a shared prefix saves against the partial results it costs.
+    """
+    key = ("work", window, device, tile, splits, shape)
+    work: Work | None = views.plans.get(key)
+    if work is None:
+        builder = _Builder(views, window, tile, splits, shape)
+        work = views.plans[key] = builder.build(device)
+    return work
+
+
+@dataclass(slots=True)
+class _Asks:
+    """Queries as they are asked of runs of slots: ask ``a`` belongs to one tile of one run."""
+
+    query: Ints
+    last: Ints
+    first: Ints | None
+    turn: Ints | None
+
+
+@dataclass(slots=True)
+class _Tiles:
+    """Tiles of asks over runs: asks from, to; slot indices from, to; index of position 0 of the part; first new token."""
+
+    ask: Ints
+    ask_end: Ints
+    begin: Ints
+    end: Ints
+    origin: Ints
+    own: Ints
+
+    def __getitem__(self, index: Ints | np.ndarray) -> _Tiles:
+        columns = (self.ask, self.ask_end, self.begin, self.end, self.origin, self.own)
+        return _Tiles(*(column[index] for column in columns))
+
+
+class _Builder:
+    def __init__(self, views: Views, window: int | None, tile: int, splits: int, shape: Shape) -> None:
+        if tile < 1 or splits < 1:
+            raise ValueError(f"tile={tile}, splits={splits}: at least 1")
+        self.views, self.window, self.tile, self.splits, self.shape = views, window, tile, splits, shape
+
+    def build(self, device: torch.device) -> Work:
+        asks, tiles = self._plain() or self._general()
+        return self._tables(asks, self._cut(tiles), device)
+
+    # ---- decoding, and nothing else: at a fraction of the cost -------------------------------------------------------
+
+    def _plain(self) -> tuple[_Asks, _Tiles] | None:
+        """One causal query a row, each over a context of its own."""
+        views, rows = self.views, len(self.views.positions)
+        if not rows or len(views.query_ptr) != rows + 1 or len(views.slot_ptr) != rows + 1 or len(views.part_ptr) != rows + 1:
+            return None
+        if not (views.slot_positions is views.offsets is views.last is views.tree is None):
+            return None
+        each, start = np.arange(rows + 1), views.slot_ptr[:-1]
+        if (views.query_ptr != each).any() or (views.part_ptr != each).any():
+            return None
+        end = np.minimum(views.slot_ptr[1:], start + views.positions + 1)
+        begin, first = start, None
+        if self.window is not None:
+            first = views.positions - (self.window - 1)
+            begin = start + np.maximum(first, 0)
+        if (begin >= end).any() or len(set(views.slots[start].tolist())) < rows:
+            return None
+        asks = _Asks(each[:-1], views.positions, first, None)
+        return asks, _Tiles(each[:-1], each[1:], begin, end, start, views.slot_ptr[1:] - 1)
+
+    # ---- everything --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def stored(self) -> Ints:
+        return self.views.stored_positions()
+
+    @cached_property
+    def counts(self) -> Ints:
+        """[R] queries of each row."""
+        return np.diff(self.views.query_ptr)
+
+    def _general(self) -> tuple[_Asks, _Tiles]:
+        views = self.views
+        parts = np.diff(views.part_ptr)
+        row = np.repeat(np.arange(views.rows), parts)
+        used = np.flatnonzero((self.counts[row] > 0) & (np.diff(views.slot_ptr) > 0))
+        self.row, self.part = row[used], used
+        self.begin, self.end = views.slot_ptr[used].copy(), views.slot_ptr[used + 1]
+        is_last = used == views.part_ptr[self.row + 1] - 1
+        self.own = np.where(is_last, self.end - self.counts[self.row], self.end)
+        shared = self._share()
+        # Bunches: each entry's queries over what is left of it, and the queries of several entries over what they share.
+        whole = np.arange(len(used))
+        members = np.concatenate([whole, *(m for m, _, _ in shared)])
+        bunch = np.concatenate([whole, *(np.full(len(m), len(used) + i) for i, (m, _, _) in enumerate(shared))])
+        begin = np.concatenate([self.begin, np.array([b for _, b, _ in shared], np.int64)])
+        end = np.concatenate([self.end, np.array([e for _, _, e in shared], np.int64)])
+        own = np.concatenate([self.own, np.full(len(shared), len(views.slots))])
+        origin = np.concatenate([views.slot_ptr[used], np.array([views.slot_ptr[used[m[0]]] for m, _, _ in shared], np.int64)])
+        count = self.counts[self.row[members]]
+        member = np.repeat(members, count)
+        token = _ramps(count)
+        asks = self._asks(member, token)
+        sizes = np.bincount(np.repeat(bunch, count), minlength=len(begin)).astype(np.int64)
+        pieces = -(-sizes // self.tile)
+        of = np.repeat(np.arange(len(begin)), pieces)
+        step = _ramps(pieces) * self.tile
+        first_ask = (np.cumsum(sizes) - sizes)[of] + step
+        last_ask = first_ask + np.minimum(self.tile, sizes[of] - step)
+        tiles = _Tiles(first_ask, last_ask, begin[of], end[of], origin[of], own[of])
+        return asks, self._trim(asks, tiles)
+
+    def _asks(self, member: Ints, token: Ints) -> _Asks:
+        views, row, part = self.views, self.row[member], self.part[member]
+        query = views.query_ptr[row] + token
+        position = views.positions[query]
+        turn = None
+        if views.offsets is not None:
+            offset = views.offsets[part]
+            position = position - offset
+            turn = -offset if offset.any() else None
+        last = position
+        if views.last is not None:
+            parts = np.diff(views.part_ptr)
+            cells = self.counts * parts
+            last = views.last[(np.cumsum(cells) - cells)[row] + token * parts[row] + part - views.part_ptr[row]]
+        first = None if self.window is None else position - (self.window - 1)
+        return _Asks(query, last, first, turn)
+
+    def _trim(self, asks: _Asks, tiles: _Tiles) -> _Tiles:
+        """Without leading and trailing slots that no query of a tile sees, and without tiles of which nothing is left."""
+        if not len(tiles.ask):
+            return tiles
+        newest = np.maximum.reduceat(asks.last, tiles.ask)
+        oldest = None if asks.first is None else np.minimum.reduceat(asks.first, tiles.ask)
+        if self.views.slot_positions is None:
+            tiles.end = np.minimum(tiles.end, tiles.origin + newest + 1)
+            if oldest is not None:
+                tiles.begin = np.maximum(tiles.begin, tiles.origin + oldest)
+        else:
+            # Leading slots up to the first that is recent enough, by the running maximum of positions within each part,
+            # which rises; trailing ones by the running minimum from behind. Parts are kept apart by large numbers.
+            apart = int(self.stored.max()) + 2
+            part = np.repeat(np.arange(len(self.views.slot_ptr) - 1), np.diff(self.views.slot_ptr))
+            lifted = self.stored + part * apart
+            floor = part[tiles.begin] * apart
+            if oldest is not None:
+                rising = np.maximum.accumulate(lifted)
+                found = np.searchsorted(rising, floor + np.clip(oldest, 0, apart - 1))
+                tiles.begin = np.maximum(tiles.begin, found)
+            falling = np.minimum.accumulate(lifted[::-1])[::-1]
+            found = np.searchsorted(falling, floor + np.clip(newest, -1, apart - 2), side="right")
+            tiles.end = np.minimum(tiles.end, found)
+        return tiles[np.flatnonzero(tiles.begin < tiles.end)]
+
+    # ---- prefixes read once ------------------------------------------------------------------------------------------
+
+    def _share(self) -> list[tuple[Ints, int, int]]:
+        """Runs worth reading once: the entries that share one, and where it lies in the first's part. Cut off the entries."""
+        found: list[tuple[Ints, int, int]] = []
+        ordinal = self.part - self.views.part_ptr[self.row]
+        for i in range(int(ordinal.max(initial=-1)) + 1):
+            self._prefixes(np.flatnonzero(ordinal == i), 0, found, 8)
+        return found
+
+    def _prefixes(self, index: Ints, depth: int, found: list[tuple[Ints, int, int]], splits: int) -> None:
+        """Look for what the entries at ``index``, alike in ``depth`` slots, share beyond. ``splits`` ends combs of many rows."""
+        slots, start = self.views.slots, self.views.slot_ptr[self.part]
+        most = self.own - start  # own new tokens are no prefix
+        index = index[most[index] > depth]
+        clusters: dict[int, list[int]] = {}
+        for e, slot in zip(index.tolist(), slots[start[index] + depth].tolist(), strict=True):
+            clusters.setdefault(slot, []).append(e)
+        for members in clusters.values():
+            if len(members) > 1:
+                cluster = np.array(members)
+                begins, limit = start[cluster], int(most[cluster].min())
+                leader = slots[begins[0] + depth : begins[0] + limit]
+                common = limit
+                for b in begins[1:].tolist():
+                    same = slots[b + depth : b + common] == leader[: common - depth]
+                    if not same.all():
+                        common = depth + int(same.argmin())
+                # What lies before is read by each, or by all, already.
+                from_ = int((self.begin[cluster] - begins).max())
+                if self._worth(cluster, int(begins[0]), from_, common):
+                    found.append((cluster, int(begins[0]) + from_, int(begins[0]) + common))
+                    self.begin[cluster] = begins + common
+                if splits:
+                    self._prefixes(cluster, common, found, splits - 1)
+
+    def _worth(self, cluster: Ints, start: int, begin: int, end: int) -> bool:
+        """Whether reading a shared run once saves more bytes than the partial results it adds."""
+        count = self.counts[self.row[cluster]]
+        total = int(count.sum())
+        length = end - begin
+        if self.window is not None:
+            offset = 0 if self.views.offsets is None else self.views.offsets[self.part[cluster]]
+            earliest = self.views.positions[self.views.query_ptr[self.row[cluster]]] - offset
+            length = int((self.stored[start + begin : start + end] > earliest.min() - self.window).sum())
+        reads = int((-(-count // self.tile)).sum()) - -(-total // self.tile)
+        partials = total * (2 if begin == 0 else 1)
+        return reads * length * self.shape.slot_bytes > partials * self.shape.partial_bytes
+
+    # ---- tables ------------------------------------------------------------------------------------------------------
+
+    def _cut(self, tiles: _Tiles) -> _Tiles:
+        """Long runs cut, so that about ``splits`` items share the reading evenly."""
+        length = tiles.end - tiles.begin
+        if not len(length):
+            return tiles
+        run = max(LEAST_RUN, -(-int(length.sum()) // self.splits))
+        if int(length.max()) < 1.5 * run:
+            return tiles
+        pieces = np.maximum(1, (length + run // 2) // run)
+        step = -(-length // (pieces * RUN_STEP)) * RUN_STEP
+        pieces = -(-length // step)
+        of = np.repeat(np.arange(len(length)), pieces)
+        out = tiles[of]
+        out.begin = out.begin + _ramps(pieces) * step[of]
+        out.end = np.minimum(out.begin + step[of], out.end)
+        return out
+
+    def _tables(self, asks: _Asks, tiles: _Tiles, device: torch.device) -> Work:
+        views, count = self.views, tiles.ask_end - tiles.ask
+        most = int(count.max(initial=0))
+        pair_end = np.cumsum(count)
+        items = np.empty((len(count), 6), np.int32)
+        items[:, 0], items[:, 1] = pair_end - count, pair_end
+        items[:, 2], items[:, 3] = tiles.begin, tiles.end
+        items[:, 4], items[:, 5] = tiles.begin - tiles.origin, tiles.own
+        ask = tiles.ask if most == 1 else np.repeat(tiles.ask, count) + _ramps(count)
+        query, last = asks.query[ask], asks.last[ask]
+        first = None if asks.first is None else asks.first[ask]
+        turn = None if asks.turn is None else asks.turn[ask]
+        pairs = np.empty((len(ask), 4), np.int32)
+        pairs[:, 0], pairs[:, 1] = query, np.clip(last, -1, EVER)
+        pairs[:, 2] = NEVER if first is None else np.maximum(first, NEVER)
+        pairs[:, 3] = 0 if turn is None else turn
+        tree, masked = self._masks(tiles, count, query, last, first)
+        ptr = merges = None
+        each = np.bincount(query, minlength=views.queries)
+        if each.max(initial=0) > 1:
+            ptr = np.zeros(views.queries + 1, np.int32)
+            np.cumsum(each, out=ptr[1:])
+            merges = np.argsort(query, kind="stable")
+        arrays = (items, pairs, views.slots, views.slot_positions, ptr, merges)
+        tree_, (items_, pairs_, slots, positions, ptr_, merges_) = _upload(tree, arrays, device)
+        assert items_ is not None
+        assert pairs_ is not None
+        assert slots is not None
+        return Work(items_, pairs_, slots, positions, tree_, ptr_, merges_, most, masked, turn is not None and bool(turn.any()),
+                    bool(each.min(initial=1) == 0), int((tiles.end - tiles.begin).sum()))  # fmt: skip
+
+    def _masks(self, tiles: _Tiles, count: Ints, query: Ints, last: Ints, first: Ints | None) -> tuple[Ints | None, bool]:
+        """The tree words, if any matter, and whether any pair does not see a slot of its item."""
+        if not len(query):
+            return None, False
+        tree, views = None, self.views
+        if views.tree is not None and bool(((tiles.end > tiles.own + 1) & (tiles.own < len(views.slots))).any()):
+            tree = views.tree if (views.tree != -1).any() else None
+        if tree is not None:
+            return tree, True
+        if views.slot_positions is None:
+            oldest, newest = tiles.begin - tiles.origin, tiles.end - 1 - tiles.origin
+        else:
+            ends = np.stack((tiles.begin, tiles.end), 1).reshape(-1)
+            padded = np.append(self.stored, 0)
+            oldest, newest = np.minimum.reduceat(padded, ends)[::2], np.maximum.reduceat(padded, ends)[::2]
+        if (last < np.repeat(newest, count)).any():
+            return None, True
+        return None, first is not None and bool((first > np.repeat(oldest, count)).any())
+
+
+def _ramps(counts: Ints) -> Ints:
+    """0, 1, … for each count, end to end."""
+    ends = np.cumsum(counts)
+    ramps: Ints = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
+    return ramps
+
+
+def _upload(
+    tree: Ints | None, arrays: tuple[np.ndarray | None, ...], device: torch.device
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """``tree`` as int64 and ``arrays`` as int32 on the device, in one copy from one (pinned) buffer."""
+    words = 0 if tree is None else 2 * len(tree)
+    sizes = [0 if array is None else -(-array.size // 4) * 4 for array in arrays]  # every table begins at 16 bytes
+    start = -(-words // 4) * 4
+    host = torch.empty(start + sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
+    view = host.numpy()
+    if tree is not None:
+        view[:words].view(np.int64)[:] = tree
+    at = start
+    for array, size in zip(arrays, sizes, strict=True):
+        if array is not None:
+            view[at : at + array.size] = array.reshape(-1)
+        at += size
+    there = host if device.type == "cpu" else host.to(device, non_blocking=True)
+    out: list[Tensor | None] = []
+    at = start
+    for array, size in zip(arrays, sizes, strict=True):
+        out.append(None if array is None else there[at : at + array.size].view(array.shape))
+        at += size
+    return None if tree is None else there[:words].view(torch.int64), out
