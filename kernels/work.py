@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -70,8 +70,12 @@ class Work:
     """[N] the pairs of each query."""
     most_pairs: int
     """Pairs of the largest item."""
+    few: int
+    """So many items come first that have no more pairs than asked for by ``few``."""
+    open: Tensor
+    """[I, 2]: slot indices from, to, all of which all queries of the item see."""
     masked: bool
-    """Whether any query does not see a slot of its item."""
+    """Whether any query does not see a slot of its item, so that ``open`` is not everything."""
     turned: bool
     """Whether any query must be rotated."""
     blind: bool
@@ -87,16 +91,19 @@ class Work:
         return self.slot_reads * shape.slot_bytes + partials + activations
 
 
-def work_for(views: Views, window: int | None, device: torch.device, *, tile: int, splits: int, shape: Shape) -> Work:
+def work_for(
+    views: Views, window: int | None, device: torch.device, *, tile: int, splits: int, shape: Shape, few: int = 0
+) -> Work:
     """The work list of ``views``, made on first use and kept on them.
 
     ``tile``: most queries of one item. ``splits``: how many items to aim for, by cutting long contexts. ``shape`` weighs
-    what a shared prefix saves against the partial results it costs.
+    what a shared prefix saves against the partial results it costs. Items of at most ``few`` queries come first, for kernels
+    that treat them differently.
     """
-    key = ("work", window, device, tile, splits, shape)
+    key = ("work", window, device, tile, splits, shape, few)
     work: Work | None = views.plans.get(key)
     if work is None:
-        builder = _Builder(views, window, tile, splits, shape)
+        builder = _Builder(views, window, tile, splits, shape, few)
         work = views.plans[key] = builder.build(device)
     return work
 
@@ -128,14 +135,15 @@ class _Tiles:
 
 
 class _Builder:
-    def __init__(self, views: Views, window: int | None, tile: int, splits: int, shape: Shape) -> None:
+    def __init__(self, views: Views, window: int | None, tile: int, splits: int, shape: Shape, few: int) -> None:
         if tile < 1 or splits < 1:
             raise ValueError(f"tile={tile}, splits={splits}: at least 1")
-        self.views, self.window, self.tile, self.splits, self.shape = views, window, tile, splits, shape
+        self.views, self.window, self.tile, self.splits, self.shape, self.few = views, window, tile, splits, shape, few
 
     def build(self, device: torch.device) -> Work:
-        asks, tiles = self._plain() or self._general()
-        return self._tables(asks, self._cut(tiles), device)
+        plain = self._plain()
+        asks, tiles = plain or self._general()
+        return self._tables(asks, self._cut(tiles), device, open_wide=plain is not None)
 
     # ---- decoding, and nothing else: at a fraction of the cost -------------------------------------------------------
 
@@ -229,20 +237,32 @@ class _Builder:
             if oldest is not None:
                 tiles.begin = np.maximum(tiles.begin, tiles.origin + oldest)
         else:
-            # Leading slots up to the first that is recent enough, by the running maximum of positions within each part,
-            # which rises; trailing ones by the running minimum from behind. Parts are kept apart by large numbers.
-            apart = int(self.stored.max()) + 2
-            part = np.repeat(np.arange(len(self.views.slot_ptr) - 1), np.diff(self.views.slot_ptr))
-            lifted = self.stored + part * apart
-            floor = part[tiles.begin] * apart
+            tiles.end = np.minimum(tiles.end, self._find(self._falling, tiles, newest, "right"))
             if oldest is not None:
-                rising = np.maximum.accumulate(lifted)
-                found = np.searchsorted(rising, floor + np.clip(oldest, 0, apart - 1))
-                tiles.begin = np.maximum(tiles.begin, found)
-            falling = np.minimum.accumulate(lifted[::-1])[::-1]
-            found = np.searchsorted(falling, floor + np.clip(newest, -1, apart - 2), side="right")
-            tiles.end = np.minimum(tiles.end, found)
+                tiles.begin = np.maximum(tiles.begin, self._find(self._rising, tiles, oldest, "left"))
         return tiles[np.flatnonzero(tiles.begin < tiles.end)]
+
+    @cached_property
+    def _apart(self) -> tuple[int, Ints, Ints]:
+        """A number beyond all positions, the part of each listed slot, and positions lifted by it times the part."""
+        apart = int(self.stored.max(initial=0)) + 2
+        part = np.repeat(np.arange(len(self.views.slot_ptr) - 1), np.diff(self.views.slot_ptr))
+        return apart, part, self.stored + part * apart
+
+    @cached_property
+    def _rising(self) -> Ints:
+        """The running maximum of positions in each part: what lies before where it reaches x is older than x."""
+        return np.maximum.accumulate(self._apart[2])
+
+    @cached_property
+    def _falling(self) -> Ints:
+        """The running minimum from behind: what lies behind where it passes x is newer than x."""
+        return np.minimum.accumulate(self._apart[2][::-1])[::-1]
+
+    def _find(self, extremes: Ints, tiles: _Tiles, position: Ints, side: Literal["left", "right"]) -> Ints:
+        """The slot index where the running ``extremes`` of each tile's part reach, or pass ("right"), ``position``."""
+        apart, part, _ = self._apart
+        return np.searchsorted(extremes, part[tiles.begin] * apart + np.clip(position, -1, apart - 1), side=side)
 
     # ---- prefixes read once ------------------------------------------------------------------------------------------
 
@@ -312,15 +332,20 @@ class _Builder:
         out.end = np.minimum(out.begin + step[of], out.end)
         return out
 
-    def _tables(self, asks: _Asks, tiles: _Tiles, device: torch.device) -> Work:
+    def _tables(self, asks: _Asks, tiles: _Tiles, device: torch.device, *, open_wide: bool) -> Work:
         views, count = self.views, tiles.ask_end - tiles.ask
-        most = int(count.max(initial=0))
+        most, few = int(count.max(initial=0)), len(count)
+        if most > self.few:
+            order = np.argsort(count > self.few, kind="stable")
+            few = int((count <= self.few).sum())
+            if 0 < few < len(count):
+                tiles, count = tiles[order], count[order]
         pair_end = np.cumsum(count)
         items = np.empty((len(count), 6), np.int32)
         items[:, 0], items[:, 1] = pair_end - count, pair_end
         items[:, 2], items[:, 3] = tiles.begin, tiles.end
         items[:, 4], items[:, 5] = tiles.begin - tiles.origin, tiles.own
-        ask = tiles.ask if most == 1 else np.repeat(tiles.ask, count) + _ramps(count)
+        ask = tiles.ask if most <= 1 else np.repeat(tiles.ask, count) + _ramps(count)
         query, last = asks.query[ask], asks.last[ask]
         first = None if asks.first is None else asks.first[ask]
         turn = None if asks.turn is None else asks.turn[ask]
@@ -328,39 +353,55 @@ class _Builder:
         pairs[:, 0], pairs[:, 1] = query, np.clip(last, -1, EVER)
         pairs[:, 2] = NEVER if first is None else np.maximum(first, NEVER)
         pairs[:, 3] = 0 if turn is None else turn
-        tree, masked = self._masks(tiles, count, query, last, first)
+        tree, wide = (None, items[:, 2:4]) if open_wide else self._open(tiles, pair_end - count, last, first)
         ptr = merges = None
         each = np.bincount(query, minlength=views.queries)
         if each.max(initial=0) > 1:
             ptr = np.zeros(views.queries + 1, np.int32)
             np.cumsum(each, out=ptr[1:])
             merges = np.argsort(query, kind="stable")
-        arrays = (items, pairs, views.slots, views.slot_positions, ptr, merges)
-        tree_, (items_, pairs_, slots, positions, ptr_, merges_) = _upload(tree, arrays, device)
-        assert items_ is not None
-        assert pairs_ is not None
-        assert slots is not None
-        return Work(items_, pairs_, slots, positions, tree_, ptr_, merges_, most, masked, turn is not None and bool(turn.any()),
-                    bool(each.min(initial=1) == 0), int((tiles.end - tiles.begin).sum()))  # fmt: skip
+        tables = Tables(items, pairs, views.slots, wide, views.slot_positions, ptr, merges)
+        return Work(
+            **_upload(tree, tables, device),
+            most_pairs=most,
+            few=few,
+            masked=not open_wide and bool((wide != items[:, 2:4]).any()),
+            turned=turn is not None and bool(turn.any()),
+            blind=bool(each.min(initial=1) == 0),
+            slot_reads=int((tiles.end - tiles.begin).sum()),
+        )
 
-    def _masks(self, tiles: _Tiles, count: Ints, query: Ints, last: Ints, first: Ints | None) -> tuple[Ints | None, bool]:
-        """The tree words, if any matter, and whether any pair does not see a slot of its item."""
-        if not len(query):
-            return None, False
-        tree, views = None, self.views
-        if views.tree is not None and bool(((tiles.end > tiles.own + 1) & (tiles.own < len(views.slots))).any()):
-            tree = views.tree if (views.tree != -1).any() else None
-        if tree is not None:
-            return tree, True
+    def _open(self, tiles: _Tiles, pair: Ints, last: Ints, first: Ints | None) -> tuple[Ints | None, Ints]:
+        """The tree words, if any matter; and per item from where to where all its queries see all."""
+        views, begin, end = self.views, tiles.begin, tiles.end
+        if not len(begin):
+            return None, np.empty((0, 2), np.int64)
+        tree = None
+        if views.tree is not None and (views.tree != -1).any() and (end > tiles.own + 1).any():
+            tree = views.tree
+            end = np.minimum(end, tiles.own + 1)
+        newest = np.minimum.reduceat(last, pair)
+        oldest = None if first is None else np.maximum.reduceat(first, pair)
         if views.slot_positions is None:
-            oldest, newest = tiles.begin - tiles.origin, tiles.end - 1 - tiles.origin
+            end = np.minimum(end, tiles.origin + newest + 1)
+            begin = begin if oldest is None else np.maximum(begin, tiles.origin + oldest)
         else:
-            ends = np.stack((tiles.begin, tiles.end), 1).reshape(-1)
-            padded = np.append(self.stored, 0)
-            oldest, newest = np.minimum.reduceat(padded, ends)[::2], np.maximum.reduceat(padded, ends)[::2]
-        if (last < np.repeat(newest, count)).any():
-            return None, True
-        return None, first is not None and bool((first > np.repeat(oldest, count)).any())
+            end = np.minimum(end, self._find(self._rising, tiles, newest, "right"))
+            begin = begin if oldest is None else np.maximum(begin, self._find(self._falling, tiles, oldest, "left"))
+        begin = np.minimum(begin, tiles.end)
+        return tree, np.stack((begin, np.maximum(begin, end)), 1)
+
+
+class Tables(NamedTuple):
+    """Tables on their way to the device."""
+
+    items: np.ndarray
+    pairs: np.ndarray
+    slots: np.ndarray
+    open: np.ndarray
+    slot_positions: np.ndarray | None
+    merge_ptr: np.ndarray | None
+    merge_list: np.ndarray | None
 
 
 def _ramps(counts: Ints) -> Ints:
@@ -370,26 +411,23 @@ def _ramps(counts: Ints) -> Ints:
     return ramps
 
 
-def _upload(
-    tree: Ints | None, arrays: tuple[np.ndarray | None, ...], device: torch.device
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """``tree`` as int64 and ``arrays`` as int32 on the device, in one copy from one (pinned) buffer."""
+def _upload(tree: Ints | None, tables: Tables, device: torch.device) -> dict[str, Any]:
+    """``tree`` as int64 and ``tables`` as int32 on the device, by name, in one copy from one (pinned) buffer."""
     words = 0 if tree is None else 2 * len(tree)
-    sizes = [0 if array is None else -(-array.size // 4) * 4 for array in arrays]  # every table begins at 16 bytes
+    spaces = [0 if table is None else -(-table.size // 4) * 4 for table in tables]  # every table begins at 16 bytes
     start = -(-words // 4) * 4
-    host = torch.empty(start + sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
+    host = torch.empty(start + sum(spaces), dtype=torch.int32, pin_memory=device.type == "cuda")
     view = host.numpy()
     if tree is not None:
         view[:words].view(np.int64)[:] = tree
-    at = start
-    for array, size in zip(arrays, sizes, strict=True):
-        if array is not None:
-            view[at : at + array.size] = array.reshape(-1)
-        at += size
+    at, places = start, []
+    for table, space in zip(tables, spaces, strict=True):
+        if table is not None:
+            view[at : at + table.size] = table.reshape(-1)
+        places.append(at)
+        at += space
     there = host if device.type == "cpu" else host.to(device, non_blocking=True)
-    out: list[Tensor | None] = []
-    at = start
-    for array, size in zip(arrays, sizes, strict=True):
-        out.append(None if array is None else there[at : at + array.size].view(array.shape))
-        at += size
-    return None if tree is None else there[:words].view(torch.int64), out
+    found: dict[str, Any] = {"tree": None if tree is None else there[:words].view(torch.int64)}
+    for name, table, at in zip(Tables._fields, tables, places, strict=True):
+        found[name] = None if table is None else there[at : at + table.size].view(table.shape)
+    return found

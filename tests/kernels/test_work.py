@@ -17,9 +17,9 @@ SHAPE = Shape(heads=8, kv_heads=2, dim=64, dim_v=64, itemsize=2)
 CHEAP_PARTIALS = Shape(heads=1, kv_heads=1, dim=4096, dim_v=1, itemsize=8)
 
 
-def make(views: Views, window: int | None = None, tile: int = 16, splits: int = 1, shape: Shape = SHAPE) -> Work:
+def make(views: Views, window: int | None = None, tile: int = 16, splits: int = 1, shape: Shape = SHAPE, few: int = 0) -> Work:
     views.plans.clear()
-    return work_for(views, window, CPU, tile=tile, splits=splits, shape=shape)
+    return work_for(views, window, CPU, tile=tile, splits=splits, shape=shape, few=few)
 
 
 def expanded(work: Work) -> Counter[tuple[int, int]]:
@@ -47,7 +47,7 @@ def visible(views: Views, window: int | None, sees) -> Counter[tuple[int, int]]:
     return seen
 
 
-def check(views: Views, work: Work, window: int | None, sees, tile: int) -> None:
+def check(views: Views, work: Work, window: int | None, sees, tile: int, few: int = 0) -> None:
     """Everything that kernels rely on."""
     assert expanded(work) == visible(views, window, sees)
     items, pairs = work.items.numpy(), work.pairs.numpy()
@@ -69,6 +69,14 @@ def check(views: Views, work: Work, window: int | None, sees, tile: int) -> None
         assert sorted(merges.tolist()) == list(range(len(pairs)))
         for query in range(views.queries):
             assert (pairs[merges[ptr[query] : ptr[query + 1]], 0] == query).all()
+    reads = expanded(work)
+    for (pair_begin, pair_end, begin, end, _, _), (wide, wide_end) in zip(items.tolist(), work.open.tolist(), strict=True):
+        assert begin <= wide <= wide_end <= end
+        for query in pairs[pair_begin:pair_end, 0].tolist():
+            assert all(reads[query, int(work.slots[s])] for s in range(wide, wide_end))
+    assert work.masked == bool((work.open != work.items[:, 2:4]).any())
+    assert sorted(counts > few, key=bool) == (counts > few).tolist()
+    assert work.few == (counts <= few).sum()
     if not work.masked:
         assert sum(expanded(work).values()) == (counts * (items[:, 3] - items[:, 2])).sum()
     if views.offsets is None:
@@ -170,14 +178,19 @@ def test_random_views(write, rule, calls):
 
     @hypothesis.settings(max_examples=300, deadline=None)
     @hypothesis.given(
-        st.data(), st.sampled_from([None, 1, 3, 30]), st.sampled_from([1, 3, 16]), st.sampled_from([1, 7, 50]), st.booleans()
+        st.data(),
+        st.sampled_from([None, 1, 3, 30]),
+        st.sampled_from([1, 3, 16]),
+        st.sampled_from([1, 7, 50]),
+        st.booleans(),
+        st.integers(0, 3),
     )
-    def holds(data, window, tile, splits, cheap):
+    def holds(data, window, tile, splits, cheap, few):
         views = data.draw(calls(write))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "LEAST_RUN", 4)
             patch.setattr(module, "RUN_STEP", 4)
-            work = make(views, window, tile=tile, splits=splits, shape=CHEAP_PARTIALS if cheap else SHAPE)
-        check(views, work, window, rule, tile)
+            work = make(views, window, tile=tile, splits=splits, shape=CHEAP_PARTIALS if cheap else SHAPE, few=few)
+        check(views, work, window, rule, tile, few)
 
     holds()
