@@ -65,7 +65,7 @@ class Recipe(Schedule):
 
 RECIPES = {
     "nano": Recipe(width=256, layers=4, heads=4, kv_heads=2, mlp=512, steps=2000, rate=3e-3, decay=0.3),
-    "nano-draft": Recipe(width=128, layers=2, heads=2, kv_heads=1, mlp=320, steps=800, rate=4e-3, decay=0.3),
+    "nano-draft": Recipe(width=128, layers=2, heads=2, kv_heads=1, mlp=320, steps=2000, rate=4e-3, decay=0.3),
 }
 
 

@@ -39,7 +39,7 @@ def own(decoder: ft.Speculative) -> DraftModel:
 # ---- the law ---------------------------------------------------------------------------------------------------------
 
 Law = dict[tuple[int, ...], float]
-SETTINGS: dict[str, Any] = {"temperature": 3.0, "top_k": 3}
+SETTINGS: dict[str, Any] = {"temperature": 5.0, "top_k": 3}
 """Hot, as the built-in model is sure of most tokens, and so few that all lines can be walked."""
 
 
