@@ -15,19 +15,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .cuda_build import cuda_library
+from .cuda_build import WIDTHS, cuda_library
 from .rotary import Rotary
 from .views import Views
 from .work import Shape, Work, work_for
 
-WIDTHS = (64, 128, 256)
-"""Room for a head: the smallest that fits is used, and what is over is zeros in shared memory, never read from the pool."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ROWS = 64
 """Most rows (queries x heads that share a KV head) that one block takes."""
 BLOCKS_PER_SM = 2
 """Blocks that a multiprocessor holds at once; contexts are cut so that about so many are at work."""
 
+_HINTS = {1: " (does a block need more shared memory than this device has?)", 35: " (the driver is older than the CUDA of nvcc)"}
 _POINTERS = "q k v out lse partial partial_lse items pairs slots positions tree merge_ptr merge_list sinks frequencies"
 _STRIDES = "q_token q_head k_slot k_head v_slot v_head"
 _INTS = "items_count most_pairs queries heads kv_heads dim dim_v turning interleaved"
@@ -45,7 +44,10 @@ class Call(ctypes.Structure):
 
 
 def width_for(dim: int, dim_v: int, dtype: torch.dtype) -> int:
-    """The width compiled for heads of ``dim`` (K) and ``dim_v`` (V). ``ValueError`` for sizes or a dtype not supported."""
+    """The smallest width with room for heads of ``dim`` (K) and ``dim_v`` (V); what is over is zeros in shared memory alone.
+
+    ``ValueError`` for sizes or a dtype not supported.
+    """
     if dtype not in DTYPES:
         raise ValueError(f"impl='cuda' works in {', '.join(str(d)[6:] for d in DTYPES)}, not {str(dtype)[6:]}")
     step = 16 // dtype.itemsize
@@ -182,6 +184,5 @@ def prepare(library: ctypes.CDLL) -> None:
 
 def _check(library: ctypes.CDLL, error: int) -> None:
     if error:
-        reason = library.forethought_error(error).decode()
-        hint = {1: " (a block needs more shared memory than this device has)", 35: " (the driver is older than nvcc)"}.get(error, "")
-        raise RuntimeError(f"impl='cuda': CUDA error {error}: {reason}{hint}")
+        hint = _HINTS.get(error, "")
+        raise RuntimeError(f"impl='cuda': CUDA error {error}: {library.forethought_error(error).decode()}{hint}")

@@ -126,7 +126,8 @@ template <class S> __device__ void turn_queries(Shared<S> &shared, const Call &c
 
 // scores [16, OWN] of one warp, spread over its lanes as a tensor core leaves them: lane l holds rows l / 4 and that + 8,
 // and of each eight keys 2 (l % 4) and the next.
-template <class S> __device__ void score(float (&scores)[S::OWN / 8][4], const typename S::T *q, const typename S::T *k, int lane) {
+template <class S>
+__device__ void score(float (&scores)[S::OWN / 8][4], const typename S::T *q, const typename S::T *k, int lane) {
     if constexpr (S::TENSOR) {
         q += lane % 16 * S::STRIDE + lane / 16 * 8;
         k += (lane / 16 * 8 + lane % 8) * S::STRIDE + lane / 8 % 2 * 8;
@@ -146,7 +147,8 @@ template <class S> __device__ void score(float (&scores)[S::OWN / 8][4], const t
         k += lane % 4 * 2 * S::STRIDE;
 #pragma unroll 4
         for (int d = 0; d < WIDTH; d += 4) {
-            const float4 a0 = *reinterpret_cast<const float4 *>(q + d), a1 = *reinterpret_cast<const float4 *>(q + 8 * S::STRIDE + d);
+            const float4 a0 = *reinterpret_cast<const float4 *>(q + d);
+            const float4 a1 = *reinterpret_cast<const float4 *>(q + 8 * S::STRIDE + d);
 #pragma unroll
             for (int n = 0; n < S::OWN / 8; n++) {
 #pragma unroll
@@ -250,7 +252,8 @@ template <class S> __global__ void __launch_bounds__(S::THREADS) attend_items(co
         const int r = i / S::CHUNKS, d = i % S::CHUNKS * S::CHUNK, head = kv_head * group + (row_begin + r) % group;
         const bool wanted = r < rows && d < call.dim;
         const T *from = static_cast<const T *>(call.q);
-        copy_async(shared.q + r * S::STRIDE + d, wanted ? from + shared.query[r] * call.q_token + head * call.q_head + d : from, wanted);
+        if (wanted) from += shared.query[r] * call.q_token + head * call.q_head + d;
+        copy_async(shared.q + r * S::STRIDE + d, from, wanted);
     }
     close_copies();
     const int chunk = thread % S::CHUNKS * S::CHUNK;
@@ -444,7 +447,8 @@ template <class T> __global__ void __launch_bounds__(128) merge_pairs(const __gr
 #pragma unroll 4
         for (int i = 0; i < count; i++) {
             const float w = __shfl_sync(FULL_WARP, weight, i);
-            const float *from = call.partial + (static_cast<int64_t>(__shfl_sync(FULL_WARP, pair, i)) * call.heads + head) * call.dim_v;
+            const int64_t line = static_cast<int64_t>(__shfl_sync(FULL_WARP, pair, i)) * call.heads + head;
+            const float *from = call.partial + line * call.dim_v;
             total += w;
 #pragma unroll
             for (int n = 0; n < WIDTH / 128 + 1; n++) {
@@ -512,4 +516,8 @@ int forethought_attend_bfloat16(const Call *call, void *stream) { return run<Bfl
 int forethought_attend_float32(const Call *call, void *stream) { return run<float>(*call, static_cast<cudaStream_t>(stream)); }
 const char *forethought_error(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 int forethought_call_bytes() { return sizeof(Call); }
+int forethought_shared_bytes(int element_bytes, int row_warps) { // of a block
+    if (element_bytes == 4) return sizeof(Shared<Single>);
+    return row_warps == 1 ? sizeof(Shared<Few<Half>>) : sizeof(Shared<Many<Half>>);
+}
 }

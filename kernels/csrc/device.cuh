@@ -58,7 +58,9 @@ template <> __device__ inline void multiply<Bfloat>(float (&sum)[4], const uint3
 
 // Four 8 x 8 matrices of two-byte numbers from shared memory: lane l names row l % 8 of matrix l / 8 and gets, of each
 // matrix, row l / 4, columns 2 (l % 4) and the next (transposed: column l / 4, those two rows).
-__device__ inline uint32_t shared_address(const void *pointer) { return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)); }
+__device__ inline uint32_t shared_address(const void *pointer) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
 __device__ inline void load_matrices(uint32_t (&to)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -74,7 +76,8 @@ __device__ inline void load_transposed(uint32_t (&to)[4], const void *row) {
 
 // 16 bytes from global to shared memory in the background; zeros if not `wanted`, and then `from` is not read.
 __device__ inline void copy_async(void *to, const void *from, bool wanted) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(wanted ? 16 : 0)
+    const int bytes = wanted ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
                  : "memory");
 }
 __device__ inline void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -93,6 +93,11 @@ inline cudaError_t last_error;
     last_error = cudaErrorLaunchFailure;
     _longjmp(surface, 1);
 }
+inline void check_shared(const void *sixteen_bytes, const char *what) {
+    const std::ptrdiff_t at = static_cast<const unsigned char *>(sixteen_bytes) - shared.data();
+    if (at < 0 || at + 16 > static_cast<std::ptrdiff_t>(shared.size()) || at % 16)
+        fail(std::string(what) + " at shared byte " + std::to_string(at));
+}
 inline void yield() {
     if (_setjmp(fibers[current].place) == 0) _longjmp(scheduler, 1);
 }
@@ -114,7 +119,8 @@ inline void enter() {
 }
 // All `count` threads of a meeting arrive with their arguments; the last lets `act` work on them, and all go on.
 template <class Act> void meet(Meeting &meeting, int seat, int count, const char *what, void *argument, Act act) {
-    if (meeting.arrived > 0 && std::strcmp(meeting.what, what) != 0) fail(std::string(what) + " while others are at " + meeting.what);
+    if (meeting.arrived > 0 && std::strcmp(meeting.what, what) != 0)
+        fail(std::string(what) + " while others are at " + meeting.what);
     meeting.what = what;
     meeting.argument[seat] = argument;
     const unsigned long now = meeting.held;
@@ -184,7 +190,7 @@ inline float half_to_float(uint16_t bits) {
         std::vector<float> all(1 << 16);
         for (int i = 0; i < 1 << 16; i++) {
             const int exponent = i >> 10 & 31, fraction = i & 1023;
-            const float size = exponent ? std::ldexp(1024.0f + fraction, exponent - 25) : std::ldexp(static_cast<float>(fraction), -24);
+            const float size = std::ldexp(fraction + (exponent ? 1024.0f : 0.0f), max(exponent, 1) - 25);
             all[i] = (i >> 15 ? -1.0f : 1.0f) * (exponent == 31 ? fraction ? NAN : INFINITY : size);
         }
         return all;
@@ -250,7 +256,9 @@ template <class T> T __shfl_sync(unsigned, T x, int from) {
     });
     return mine.out;
 }
-template <class T> T __shfl_xor_sync(unsigned mask, T x, int with) { return __shfl_sync(mask, x, emulation::current % 32 ^ with); }
+template <class T> T __shfl_xor_sync(unsigned mask, T x, int with) {
+    return __shfl_sync(mask, x, emulation::current % 32 ^ with);
+}
 template <class T, class Join> T reduce_warp(const char *what, T x, Join join) {
     emulation::meet_warp(what, &x, [join](void **all) {
         T joined = *static_cast<T *>(all[0]);
@@ -259,8 +267,8 @@ template <class T, class Join> T reduce_warp(const char *what, T x, Join join) {
     });
     return x;
 }
-inline int __reduce_min_sync(unsigned, int x) { return reduce_warp("__reduce_min_sync", x, [](int a, int b) { return min(a, b); }); }
-inline int __reduce_max_sync(unsigned, int x) { return reduce_warp("__reduce_max_sync", x, [](int a, int b) { return max(a, b); }); }
+inline int __reduce_min_sync(unsigned, int x) { return reduce_warp("__reduce_min_sync", x, min); }
+inline int __reduce_max_sync(unsigned, int x) { return reduce_warp("__reduce_max_sync", x, max); }
 inline uint32_t __reduce_or_sync(unsigned, uint32_t x) {
     return reduce_warp("__reduce_or_sync", x, [](uint32_t a, uint32_t b) { return a | b; });
 }
@@ -281,8 +289,9 @@ template <class T> void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32
         float left[16][16], right[16][8];
         for (int lane = 0; lane < 32; lane++) {
             const Mine &of = *static_cast<Mine *>(all[lane]);
-            for (int i = 0; i < 8; i++) left[lane / 4 + i / 2 % 2 * 8][lane % 4 * 2 + i % 2 + i / 4 * 8] = unpack<T>(of.a[i / 2], i % 2);
-            for (int i = 0; i < 4; i++) right[lane % 4 * 2 + i % 2 + i / 2 * 8][lane / 4] = unpack<T>(of.b[i / 2], i % 2);
+            const int outer = lane / 4, inner = lane % 4 * 2;
+            for (int i = 0; i < 8; i++) left[outer + i / 2 % 2 * 8][inner + i % 2 + i / 4 * 8] = unpack<T>(of.a[i / 2], i % 2);
+            for (int i = 0; i < 4; i++) right[inner + i % 2 + i / 2 * 8][outer] = unpack<T>(of.b[i / 2], i % 2);
         }
         for (int lane = 0; lane < 32; lane++)
             for (int i = 0; i < 4; i++) {
@@ -299,8 +308,7 @@ template <bool TRANSPOSED> void matrices(uint32_t (&to)[4], const void *row) {
         uint32_t *to;
     } mine{static_cast<const uint16_t *>(row), to};
     using Mine = decltype(mine);
-    const auto at = static_cast<const unsigned char *>(row) - emulation::shared.data();
-    if (at < 0 || at + 16 > static_cast<long>(emulation::shared.size()) || at % 16) emulation::fail("ldmatrix of shared byte " + std::to_string(at));
+    emulation::check_shared(row, "ldmatrix");
     emulation::meet_warp("ldmatrix", &mine, [](void **all) {
         for (int lane = 0; lane < 32; lane++)
             for (int m = 0; m < 4; m++) {
@@ -318,8 +326,7 @@ inline void load_transposed(uint32_t (&to)[4], const void *row) { matrices<true>
 
 inline void copy_async(void *to, const void *from, bool wanted) {
     emulation::Fiber &fiber = emulation::fibers[emulation::current];
-    const auto at = static_cast<unsigned char *>(to) - emulation::shared.data();
-    if (at < 0 || at + 16 > static_cast<long>(emulation::shared.size()) || at % 16) emulation::fail("copy to shared byte " + std::to_string(at));
+    emulation::check_shared(to, "cp.async");
     if (wanted && reinterpret_cast<uintptr_t>(from) % 16) emulation::fail("copy from an address that is no multiple of 16");
     fiber.open.push_back({static_cast<unsigned char *>(to), from, wanted});
     if (fiber.eager) fiber.open.back().land();
