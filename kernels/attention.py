@@ -7,6 +7,10 @@ Exact. Not here: projections, rotation of new tokens, writing K and V.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -17,14 +21,57 @@ from .views import Views
 
 __all__ = ["IMPLEMENTATIONS", "attend", "choose", "merge"]
 
-IMPLEMENTATIONS = ("auto", "torch")
+IMPLEMENTATIONS = ("auto", "torch", "triton")
+FAST = {"triton": "triton_attention"}
+"""Implementations beside plain torch, the one that ``auto`` prefers first, and their modules. Each has ``attend``, and
+``refuses``, which says why it cannot run somewhere."""
 
 
-def choose(impl: str = "auto") -> tuple[str, str]:
-    """The implementation that ``impl`` runs and why. Raises ``ValueError`` for one that does not exist."""
+def choose(impl: str = "auto", device: torch.device | None = None) -> tuple[str, str]:
+    """The implementation that ``impl`` runs on ``device`` and why. ``device`` None: CUDA where there is one, else the CPU.
+
+    Raises ``ValueError`` for one that does not exist, or that cannot run there.
+    """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl={impl!r}: one of {', '.join(IMPLEMENTATIONS)}")
-    return ("torch", "the only implementation so far") if impl == "auto" else (impl, "asked for")
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if impl == "torch":
+        return impl, "asked for"
+    if impl != "auto":
+        if (why := _refused(impl, device)) is not None:
+            raise ValueError(f"impl={impl!r}: {why}")
+        return impl, "asked for"
+    return _best(device, None, 1, 1)
+
+
+def _best(device: torch.device, dtype: torch.dtype | None, dim: int, dim_v: int) -> tuple[str, str]:
+    """What ``auto`` runs there on heads of these sizes, and why."""
+    if device.type == "cpu":
+        return "torch", "on a CPU nothing is faster"
+    refusals: list[str] = []
+    for name in FAST:
+        if (why := _refused(name, device, dtype, dim, dim_v)) is None:
+            return name, "; ".join(["the fastest that runs here", *refusals])
+        refusals.append(f"{name}: {why}")
+    return "torch", "; ".join(refusals)
+
+
+def _refused(name: str, device: torch.device, dtype: torch.dtype | None = None, dim: int = 1, dim_v: int = 1) -> str | None:
+    module = _module(name)
+    if isinstance(module, ImportError):
+        return f"not importable ({module})"
+    why: str | None = module.refuses(device, dtype, dim, dim_v)
+    return why
+
+
+@cache
+def _module(name: str) -> ModuleType | ImportError:
+    """An implementation, or why there is none: what it needs may not be installed."""
+    try:
+        return import_module(f".{FAST[name]}", __package__)
+    except ImportError as error:
+        return error
 
 
 def attend(
@@ -50,6 +97,7 @@ def attend(
 
     Returns the output [T, heads, dim_v] in q's dtype and, with ``need_lse``, the natural log-sum-exp [T, heads] in float32
     (float64 for float64), sinks included. A query that sees nothing has output 0 and lse -inf (the sink's, with sinks).
+    ``impl``: a named implementation runs or raises ``ValueError``; "auto" takes the best that :func:`choose` finds.
     For inference: no gradient flows through an lse, so none is right where groups or sinks are merged.
     """
     try:
@@ -67,8 +115,14 @@ def attend(
         raise ValueError("a part has a rotation offset, but this model has no rotary embedding to turn queries by")
     if sinks is not None and sinks.shape != (heads,):
         raise ValueError(f"sinks {tuple(sinks.shape)} for {heads} query heads")
-    if impl not in IMPLEMENTATIONS:
-        choose(impl)
+    if impl != "torch" and (impl != "auto" or q.device.type != "cpu"):
+        name = _best(q.device, q.dtype, dim, v.shape[2])[0] if impl == "auto" else choose(impl, q.device)[0]
+        if name != "torch":
+            twin: ModuleType = _module(name)  # type: ignore[assignment]
+            result: tuple[Tensor, Tensor | None] = twin.attend(
+                q, k, v, views, scale=scale, window=window, softcap=softcap, sinks=sinks, rotary=rotary, need_lse=need_lse
+            )
+            return result
     with_lse = need_lse or sinks is not None
     out, lse = reference.attend(q, k, v, views, scale=scale, window=window, softcap=softcap, rotary=rotary, need_lse=with_lse)
     if sinks is not None:

@@ -1,0 +1,142 @@
+"""The Triton twin of attention: launches ``triton_kernels.py`` over the work list of the views.
+
+Exact, with float32 sums: float32 by full-precision products, float16 and bfloat16 on tensor cores. Rows of a tile are
+queries times the heads that share a KV head, padded to 16. Bytes it moves: ``Work.bytes_moved``. Not here: tuning.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from .rotary import Rotary
+from .triton_kernels import attend_items, merge_pairs
+from .tuning import Config, Tuning, tuning_for
+from .views import Views
+from .work import Shape, Work, work_for
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+WIDEST = 256
+"""Largest head size."""
+INTERPRETED = not isinstance(attend_items, triton.JITFunction)
+"""Whether Triton's interpreter runs the kernels, on the CPU: TRITON_INTERPRET=1 when triton was first imported."""
+MERGED_AT_ONCE = 8
+
+
+def refuses(device: torch.device, dtype: torch.dtype | None = None, dim: int = 1, dim_v: int = 1) -> str | None:
+    """Why this twin cannot run there on heads of these sizes; None: it can."""
+    if device.type == "cpu" and not INTERPRETED:
+        return "tensors on a CPU need Triton's interpreter: set TRITON_INTERPRET=1 before anything imports triton"
+    if device.type not in ("cpu", "cuda"):
+        return f"device {device}: it runs on cuda"
+    if device.type == "cuda" and (have := torch.cuda.get_device_capability(device)) < (8, 0):
+        return f"compute capability {have[0]}.{have[1]}: at least 8.0"
+    if dtype is not None and dtype not in DTYPES:
+        return f"dtype {str(dtype)[6:]}: one of {', '.join(str(d)[6:] for d in DTYPES)}"
+    if dtype == torch.bfloat16 and INTERPRETED:
+        return "dtype bfloat16: Triton's interpreter has none"
+    for size in (dim, dim_v):
+        if not 1 <= size <= WIDEST:
+            return f"head size {size}: 1 to {WIDEST}"
+    return None
+
+
+@cache
+def _machine(device: torch.device) -> tuple[Tuning, int]:
+    """Launch configurations, and how many multiprocessors there are."""
+    if device.type == "cpu":
+        return Tuning("interpreter", (0, 0), False, tuple(Config(64, n, 16, 32, 4, 1, 4) for n in (2, 4))), 1
+    about = torch.cuda.get_device_properties(device)
+    return tuning_for(about.name, (about.major, about.minor)), about.multi_processor_count
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    views: Views,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    rotary: Rotary | None = None,
+    need_lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Output [T, heads, dim_v] in q's dtype and, with ``need_lse``, log-sum-exp [T, heads] in float32, sinks included.
+
+    Arguments as of :func:`forethought.kernels.attention.attend`. Only launches: nothing here waits for the device, and a CUDA
+    graph can capture it once kernels are compiled and the work list is made (by a first call). ``ValueError`` for what is not
+    supported. A NaN or infinity in V reaches the queries that see it, and those alone; some find NaN in every channel.
+    """
+    (_, heads, dim), kv_heads, dim_v = q.shape, k.shape[1], v.shape[2]
+    if (why := refuses(q.device, q.dtype, dim, dim_v)) is not None:
+        raise ValueError(f"impl='triton': {why}")
+    for name, x in {"k": k, "v": v}.items():
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(f"q is {q.dtype} on {q.device}, but {name} is {x.dtype} on {x.device}")
+        if x.numel() and x.stride(2) != 1:
+            raise ValueError(f"impl='triton': heads of {name} must be dense, not strides {x.stride()}")
+    if q.numel() and q.stride(2) != 1:
+        q = q.contiguous()
+    group, shape = heads // kv_heads, Shape(heads, kv_heads, dim, dim_v, q.element_size())
+    tuning, processors = _machine(q.device)
+    wide = max(dim, dim_v)
+    small = tuning.nearest(wide, q.element_size(), group)
+    large = tuning.nearest(wide, q.element_size(), group * len(views.positions))
+    splits = -(-processors * small.blocks_per_sm // kv_heads)
+    few, tile = max(1, small.rows // group), max(1, large.rows // group)
+    work = work_for(views, window, q.device, tile=tile, splits=splits, shape=shape, few=few)
+
+    lse = q.new_empty(q.shape[:2], dtype=torch.float32) if need_lse else None
+    out = q.new_empty(*q.shape[:2], dim_v)
+    part, part_lse = out, lse
+    if work.merge_ptr is not None:
+        part = q.new_empty(len(work.pairs), heads, dim_v, dtype=torch.float32)
+        part_lse = part.new_empty(part.shape[:2])
+    elif work.blind:
+        out.zero_()
+        if lse is not None:
+            lse.copy_(sinks.expand_as(lse)) if sinks is not None else lse.fill_(-torch.inf)
+    cos, sin = _angles(views, work, rotary) if work.turned and rotary is not None else (None, None)
+    if cos is not None and 2 * cos.shape[1] > dim:
+        raise ValueError(f"a rotation of {2 * cos.shape[1]} channels for heads of {dim}")
+    partial = work.merge_ptr is not None
+    options: dict[str, Any] = {
+        "HEADS": heads, "KV_HEADS": kv_heads, "DIM": dim, "DIM_V": dim_v, "WIDE": _power(dim), "WIDE_V": _power(dim_v),
+        "MASKED": work.masked, "STORED": work.masked and work.slot_positions is not None, "TREE": work.tree is not None,
+        "SOFTCAP": softcap is not None, "PARTIAL": partial, "SINKS": sinks is not None and not partial,
+        "LSE": part_lse is not None, "TURNED": cos is not None, "HALF": 0 if cos is None else cos.shape[1],
+        "INTERLEAVED": cos is not None and rotary is not None and rotary.interleaved,
+    }  # fmt: skip
+    for config, begin, end, queries in ((small, 0, work.few, few), (large, work.few, len(work.items), work.most_pairs)):
+        if begin < end:
+            grid = ((end - begin) * kv_heads, -(-min(queries, work.most_pairs) * group // config.rows))
+            attend_items[grid](
+                q, k, v, part, part_lse, work.items, work.open, work.pairs, work.slots, work.slot_positions, work.tree, cos, sin,
+                sinks, q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), begin, scale, softcap or 0.0,
+                **options, ROWS=config.rows, BLOCK=config.block, num_warps=config.warps, num_stages=config.stages)  # fmt: skip
+    if partial and len(views.positions):
+        merge_pairs[(len(views.positions), heads)](
+            part, part_lse, out, lse, work.merge_ptr, work.merge_list, sinks, HEADS=heads, DIM_V=dim_v, WIDE_V=_power(dim_v),
+            BLOCK=MERGED_AT_ONCE, SINKS=sinks is not None, LSE=lse is not None)  # fmt: skip
+    return out, lse
+
+
+def _power(size: int) -> int:
+    """The next power of two, at least 16: tensor cores take no less."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def _angles(views: Views, work: Work, rotary: Rotary) -> tuple[Tensor, Tensor]:
+    """cos and sin [pairs, width / 2] of each pair's rotation, float32; kept on the views, for all layers that turn alike."""
+    key = ("angles", id(work), id(rotary.frequencies))
+    found = views.plans.get(key)
+    if found is None:
+        cos, sin = rotary.cos_sin(work.pairs[:, 3])
+        found = views.plans[key] = (rotary, work, cos.float().contiguous(), sin.float().contiguous())
+    return found[2], found[3]
