@@ -2,7 +2,8 @@
 
 Reads the work list that the Triton twin reads too (:mod:`~forethought.kernels.work`). For compute capability 8.0 and
 later; float16, bfloat16 and float32; heads whose sizes are multiples of 16 bytes, up to 256 numbers. Exact: products
-of two-byte types on tensor cores with float32 sums, float32 by plain arithmetic. Bytes it moves: in the source's head.
+of two-byte types on tensor cores with float32 sums, float32 by plain arithmetic. A NaN in V reaches the queries of an
+item together; anything else only who sees it. Bytes it moves: in the source's head.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from .work import Shape, Work, work_for
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ROWS = 64
 """Most rows (queries x heads that share a KV head) that one block takes."""
-BLOCKS_PER_SM = 2
-"""Blocks that a multiprocessor holds at once; contexts are cut so that about so many are at work."""
+FEW = 16
+"""Items of at most so many rows have a kernel of their own, whose warps share the rows and divide the keys."""
 
 _HINTS = {1: " (does a block need more shared memory than this device has?)", 35: " (the driver is older than the CUDA of nvcc)"}
 _POINTERS = "q k v out lse partial partial_lse items pairs slots positions tree merge_ptr merge_list sinks frequencies"
 _STRIDES = "q_token q_head k_slot k_head v_slot v_head"
-_INTS = "items_count most_pairs queries heads kv_heads dim dim_v turning interleaved"
+_INTS = "items_count few most_pairs queries heads kv_heads dim dim_v turning interleaved"
 
 
 class Call(ctypes.Structure):
@@ -78,8 +79,8 @@ def attend(
     (_, heads, dim), kv_heads, dim_v = q.shape, k.shape[1], v.shape[2]
     library = _library(width_for(dim, dim_v, q.dtype), q.device)
     shape = Shape(heads, kv_heads, dim, dim_v, q.element_size())
-    tile, splits = max(1, ROWS * kv_heads // heads), -(-BLOCKS_PER_SM * _processors(q.device) // kv_heads)
-    work = work_for(views, window, q.device, tile=tile, splits=splits, shape=shape)
+    group, splits = heads // kv_heads, -(-_blocks(library, q.device, q.element_size()) // kv_heads)
+    work = work_for(views, window, q.device, tile=max(1, ROWS // group), splits=splits, shape=shape, few=FEW // group)
     stream = torch.cuda.current_stream(q.device).cuda_stream
     with torch.cuda.device(q.device):
         return launch(library, q, k, v, work, scale=scale, softcap=softcap, sinks=sinks, rotary=rotary, stream=stream)
@@ -122,7 +123,7 @@ def launch(
         *map(_pointer, (q, k, v, out, lse, partial, partial_lse, work.items, work.pairs, work.slots, work.slot_positions)),
         *map(_pointer, (work.tree, work.merge_ptr, work.merge_list, sinks, frequencies)),
         *(*q.stride()[:2], *k.stride()[:2], *v.stride()[:2]),
-        *(len(work.items), work.most_pairs, queries, heads, kv_heads, dim, dim_v),
+        *(len(work.items), work.few, work.most_pairs, queries, heads, kv_heads, dim, dim_v),
         *(0, 0) if rotary is None else (len(rotary.frequencies), rotary.interleaved),
         *(scale, softcap or 0.0),
     )
@@ -159,8 +160,11 @@ def _library(width: int, device: torch.device) -> ctypes.CDLL:
 
 
 @functools.cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def _blocks(library: ctypes.CDLL, device: torch.device, itemsize: int) -> int:
+    """How many blocks of few rows the device holds at once: contexts are cut so that so many are at work."""
+    with torch.cuda.device(device):
+        blocks: int = library.forethought_blocks(itemsize)
+    return max(blocks, 1)
 
 
 @functools.cache

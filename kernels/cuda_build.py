@@ -46,7 +46,7 @@ def nvcc() -> str:
 
 def nvcc_flags(width: int, arch: str) -> list[str]:
     """How the kernels for heads of up to ``width`` numbers are compiled for ``arch``, e.g. "sm_90"."""
-    return ["-std=c++17", "-O3", f"-DWIDTH={width}", f"-arch={arch}", "-Xcompiler", "-fPIC"]
+    return ["-std=c++17", "-O3", "-ftz=true", f"-DWIDTH={width}", f"-arch={arch}", "-Xcompiler", "-fPIC"]
 
 
 @functools.cache

@@ -36,7 +36,8 @@ struct Call {
     const float *sinks;     // [heads] or null
     const float *frequencies; // [turning] radians per position, or null
     int64_t q_token, q_head, k_slot, k_head, v_slot, v_head;
-    int items_count, most_pairs, queries, heads, kv_heads, dim, dim_v, turning, interleaved;
+    int items_count, few, most_pairs; // the first `few` items have at most 16 rows, any item at most most_pairs pairs
+    int queries, heads, kv_heads, dim, dim_v, turning, interleaved;
     float scale, softcap;   // softcap 0: none
 };
 
@@ -247,7 +248,7 @@ template <class S> __global__ void __launch_bounds__(S::THREADS) attend_items(co
     }
     __syncthreads();
 
-    // Queries, as they are. Behind a head of less than WIDTH there are zeros, in K and V too.
+    // Queries, as they are. Behind a head of less than WIDTH there are zeros, in K too.
     for (int i = thread; i < S::ROWS * S::CHUNKS; i += S::THREADS) {
         const int r = i / S::CHUNKS, d = i % S::CHUNKS * S::CHUNK, head = kv_head * group + (row_begin + r) % group;
         const bool wanted = r < rows && d < call.dim;
@@ -260,7 +261,6 @@ template <class S> __global__ void __launch_bounds__(S::THREADS) attend_items(co
     for (int key = thread / S::CHUNKS; key < S::STAGES * S::KEYS; key += S::THREADS / S::CHUNKS) {
         const float zeros[4] = {};
         if (chunk >= call.dim) put4(reinterpret_cast<float *>(shared.k[0] + key * S::STRIDE + chunk), zeros);
-        if (chunk >= call.dim_v) put4(reinterpret_cast<float *>(shared.v[0] + key * S::STRIDE + chunk), zeros);
     }
 
     const Sight sight = survey(shared, rows, lane);
@@ -473,10 +473,21 @@ template <class S> int prepare() {
     return cudaFuncSetAttribute(attend_items<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<S>));
 }
 
-template <class S> void launch(const Call &call, cudaStream_t stream) {
-    const int rows = call.most_pairs * (call.heads / call.kv_heads), row_tiles = (rows + S::ROWS - 1) / S::ROWS;
-    const unsigned blocks = static_cast<unsigned>(call.items_count) * row_tiles * call.kv_heads;
+template <class S> void launch(Call call, int first, int end, int most_pairs, cudaStream_t stream) {
+    const int rows = most_pairs * (call.heads / call.kv_heads), row_tiles = (rows + S::ROWS - 1) / S::ROWS;
+    const unsigned blocks = static_cast<unsigned>(end - first) * row_tiles * call.kv_heads;
+    call.items += 6LL * first;
+    call.most_pairs = most_pairs;
     if (blocks > 0) LAUNCH(attend_items<S>, blocks, S::THREADS, sizeof(Shared<S>), stream, call);
+}
+
+// How many blocks the current device holds at once; 0 if it cannot be told.
+template <class S> int blocks_at_once() {
+    int device = 0, processors = 0, each = 0;
+    if (cudaGetDevice(&device)) return 0;
+    if (cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) return 0;
+    if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, attend_items<S>, S::THREADS, sizeof(Shared<S>))) return 0;
+    return processors * each;
 }
 
 // Few rows: four warps share them and divide the keys. Many rows: they divide the rows and share the keys.
@@ -485,12 +496,12 @@ template <class T> using Many = Shape<T, 4, 1, 32, WIDTH == 256 ? 3 : 4>;
 using Single = Shape<float, 1, 4, 32, WIDTH == 64 ? 4 : WIDTH == 128 ? 3 : 2>;
 
 template <class T> int run(const Call &call, cudaStream_t stream) {
-    if constexpr (sizeof(T) == 4)
-        launch<Single>(call, stream);
-    else if (call.most_pairs * (call.heads / call.kv_heads) <= 16)
-        launch<Few<T>>(call, stream);
-    else
-        launch<Many<T>>(call, stream);
+    if constexpr (sizeof(T) == 4) {
+        launch<Single>(call, 0, call.items_count, call.most_pairs, stream);
+    } else {
+        launch<Few<T>>(call, 0, call.few, min(call.most_pairs, 16 / (call.heads / call.kv_heads)), stream);
+        launch<Many<T>>(call, call.few, call.items_count, call.most_pairs, stream);
+    }
     if (call.merge_ptr && call.queries > 0) {
         const int64_t blocks = (static_cast<int64_t>(call.queries) * call.heads + 3) / 4;
         LAUNCH(merge_pairs<T>, static_cast<unsigned>(blocks), 128, 0, stream, call);
@@ -504,7 +515,8 @@ template <class T> int run(const Call &call, cudaStream_t stream) {
 extern "C" {
 // Once per device, before the first call on it.
 int forethought_prepare() {
-    int error = prepare<Few<Half>>();
+    int error = cudaFree(nullptr); // begins the runtime, and says what is wrong with the driver
+    if (!error) error = prepare<Few<Half>>();
     if (!error) error = prepare<Many<Half>>();
     if (!error) error = prepare<Few<Bfloat>>();
     if (!error) error = prepare<Many<Bfloat>>();
@@ -516,6 +528,7 @@ int forethought_attend_bfloat16(const Call *call, void *stream) { return run<Bfl
 int forethought_attend_float32(const Call *call, void *stream) { return run<float>(*call, static_cast<cudaStream_t>(stream)); }
 const char *forethought_error(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 int forethought_call_bytes() { return sizeof(Call); }
+int forethought_blocks(int element_bytes) { return element_bytes == 4 ? blocks_at_once<Single>() : blocks_at_once<Few<Half>>(); }
 int forethought_shared_bytes(int element_bytes, int row_warps) { // of a block
     if (element_bytes == 4) return sizeof(Shared<Single>);
     return row_warps == 1 ? sizeof(Shared<Few<Half>>) : sizeof(Shared<Many<Half>>);

@@ -37,7 +37,8 @@ def emulated(tmp_path_factory):
 
     def attend(q, k, v, views, *, window=None, tile=4, splits=8, **options):
         shape = Shape(q.shape[1], k.shape[1], q.shape[2], v.shape[2], 2)
-        work = work_for(views, window, CPU, tile=tile, splits=splits, shape=shape)
+        few = cuda_attention.FEW * k.shape[1] // q.shape[1]
+        work = work_for(views, window, CPU, tile=tile, splits=splits, shape=shape, few=few)
         width = width_for(q.shape[2], v.shape[2], q.dtype)
         command = [*"g++ -std=c++17 -O2 -U_FORTIFY_SOURCE -Wall -Wextra -Wno-unknown-pragmas -Werror".split()]
         command += [*"-shared -fPIC -x c++".split(), f"-DWIDTH={width}", f"-I{EMULATION}"]

@@ -48,7 +48,8 @@ inline Index threadIdx, blockIdx;
 
 using cudaStream_t = void *;
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
-enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaDevAttrMultiProcessorCount };
+constexpr std::size_t SHARED_PER_PROCESSOR = 233472;
 constexpr unsigned FULL_WARP = 0xffffffffu;
 
 namespace emulation {
@@ -347,6 +348,12 @@ template <int LEFT> void await_copies() {
 
 template <class Kernel> int cudaFuncSetAttribute(Kernel, int, std::size_t bytes) {
     return bytes > emulation::SHARED_BYTES ? cudaErrorInvalidValue : cudaSuccess;
+}
+inline int cudaFree(void *) { return cudaSuccess; }
+inline int cudaGetDevice(int *device) { return *device = 0; }
+inline int cudaDeviceGetAttribute(int *value, int, int) { return *value = 132, cudaSuccess; }
+template <class Kernel> int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, Kernel, int, std::size_t bytes) {
+    return *blocks = static_cast<int>(SHARED_PER_PROCESSOR / (bytes + 1024)), cudaSuccess;
 }
 inline int cudaGetLastError() {
     const int error = emulation::last_error;
