@@ -21,8 +21,8 @@ from .views import Views
 
 __all__ = ["IMPLEMENTATIONS", "attend", "choose", "merge"]
 
-IMPLEMENTATIONS = ("auto", "torch", "triton")
-FAST = {"triton": "triton_attention"}
+IMPLEMENTATIONS = ("auto", "torch", "triton", "cuda")
+FAST = {"triton": "triton_attention", "cuda": "cuda_attention"}
 """Implementations beside plain torch, the one that ``auto`` prefers first, and their modules. Each has ``attend``, and
 ``refuses``, which says why it cannot run somewhere."""
 

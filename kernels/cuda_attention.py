@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .cuda_build import WIDTHS, cuda_library
+from .cuda_build import WIDTHS, cuda_library, nvcc
 from .rotary import Rotary
 from .views import Views
 from .work import Shape, Work, work_for
@@ -44,17 +44,32 @@ class Call(ctypes.Structure):
     ]
 
 
-def width_for(dim: int, dim_v: int, dtype: torch.dtype) -> int:
-    """The smallest width with room for heads of ``dim`` (K) and ``dim_v`` (V); what is over is zeros in shared memory alone.
+def refuses(device: torch.device, dtype: torch.dtype | None = None, dim: int = 0, dim_v: int = 0) -> str | None:
+    """Why this twin cannot run there on heads of these sizes; None: it can. Without a dtype, sizes are not looked at."""
+    if device.type != "cuda":
+        return f"it runs on a CUDA device, not on {device}"
+    if (have := torch.cuda.get_device_capability(device)) < (8, 0):
+        return f"compute capability {have[0]}.{have[1]}: at least 8.0"
+    try:
+        nvcc()
+    except RuntimeError as error:
+        return str(error)
+    return None if dtype is None else refuses_heads(dtype, dim, dim_v)
 
-    ``ValueError`` for sizes or a dtype not supported.
-    """
+
+def refuses_heads(dtype: torch.dtype, dim: int, dim_v: int) -> str | None:
+    """Why heads of ``dim`` (K) and ``dim_v`` (V) numbers are not supported; None: they are."""
     if dtype not in DTYPES:
-        raise ValueError(f"impl='cuda' works in {', '.join(str(d)[6:] for d in DTYPES)}, not {str(dtype)[6:]}")
+        return f"dtype {str(dtype)[6:]}: one of {', '.join(str(d)[6:] for d in DTYPES)}"
     step = 16 // dtype.itemsize
     for size in (dim, dim_v):
         if size % step or not 0 < size <= WIDTHS[-1]:
-            raise ValueError(f"impl='cuda' needs head sizes of 16-byte multiples ({step} numbers) up to {WIDTHS[-1]}, not {size}")
+            return f"head size {size}: multiples of {step} (16 bytes) up to {WIDTHS[-1]}"
+    return None
+
+
+def width_for(dim: int, dim_v: int) -> int:
+    """The smallest width with room for heads of ``dim`` (K) and ``dim_v`` (V); what is over is zeros in shared memory alone."""
     return next(width for width in WIDTHS if max(dim, dim_v) <= width)
 
 
@@ -69,21 +84,25 @@ def attend(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     rotary: Rotary | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Output [T, heads, dim_v] in q's dtype and log-sum-exp [T, heads] in float32, sinks included.
+    need_lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Output [T, heads, dim_v] in q's dtype and, with ``need_lse``, log-sum-exp [T, heads] in float32, sinks included.
 
     Arguments as of :func:`forethought.kernels.attention.attend`, on one CUDA device. Only launches: nothing here waits for
     the device, and a CUDA graph can capture it once the library is loaded and the work list made (by a first call).
     Raises ``ValueError`` for what is not supported, ``RuntimeError`` without nvcc, for a failed build or an old driver.
     """
     (_, heads, dim), kv_heads, dim_v = q.shape, k.shape[1], v.shape[2]
-    library = _library(width_for(dim, dim_v, q.dtype), q.device)
+    if (why := refuses(q.device, q.dtype, dim, dim_v)) is not None:
+        raise ValueError(f"impl='cuda': {why}")
+    library = _library(width_for(dim, dim_v), torch.cuda.current_device() if q.device.index is None else q.device.index)
     shape = Shape(heads, kv_heads, dim, dim_v, q.element_size())
     group, splits = heads // kv_heads, -(-_blocks(library, q.device, q.element_size()) // kv_heads)
     work = work_for(views, window, q.device, tile=max(1, ROWS // group), splits=splits, shape=shape, few=FEW // group)
     stream = torch.cuda.current_stream(q.device).cuda_stream
     with torch.cuda.device(q.device):
-        return launch(library, q, k, v, work, scale=scale, softcap=softcap, sinks=sinks, rotary=rotary, stream=stream)
+        out, lse = launch(library, q, k, v, work, scale=scale, softcap=softcap, sinks=sinks, rotary=rotary, stream=stream)
+    return out, lse if need_lse else None
 
 
 def launch(
@@ -151,10 +170,7 @@ _moved: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 _lock = threading.Lock()
 
 
-def _library(width: int, device: torch.device) -> ctypes.CDLL:
-    if device.type != "cuda":
-        raise ValueError(f"impl='cuda' runs on a CUDA device, not on {device}")
-    index = torch.cuda.current_device() if device.index is None else device.index
+def _library(width: int, index: int) -> ctypes.CDLL:
     with _lock:
         return _prepared(width, index)
 
@@ -169,10 +185,7 @@ def _blocks(library: ctypes.CDLL, device: torch.device, itemsize: int) -> int:
 
 @functools.cache
 def _prepared(width: int, index: int) -> ctypes.CDLL:
-    major, minor = torch.cuda.get_device_capability(index)
-    if major < 8:
-        raise ValueError(f"impl='cuda' needs compute capability 8.0 or later, and device {index} has {major}.{minor}")
-    library = cuda_library(width, f"sm_{major}{minor}")
+    library = cuda_library(width, "sm_{}{}".format(*torch.cuda.get_device_capability(index)))
     with torch.cuda.device(index):
         prepare(library)
     return library

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from forethought.kernels import cuda_attention, cuda_build
+from forethought.kernels.attention import attend, choose
 from forethought.kernels.cuda_attention import width_for
 
 PLUS = 'extern "C" int plus(int a, int b) { return a + b; }\n'
@@ -125,24 +126,45 @@ def test_where_nvcc_is_looked_for(tmp_path, monkeypatch):
 
 def test_widths():
     sizes = {8: 64, 32: 64, 64: 64, 72: 128, 80: 128, 96: 128, 128: 128, 136: 256, 256: 256}
-    assert {dim: width_for(dim, dim, torch.float16) for dim in sizes} == sizes
-    assert width_for(4, 68, torch.float32) == 128
-    assert width_for(128, 64, torch.bfloat16) == width_for(64, 128, torch.bfloat16) == 128
+    assert {dim: width_for(dim, dim) for dim in sizes} == sizes
+    assert width_for(128, 64) == width_for(64, 128) == 128
 
 
 @pytest.mark.parametrize("sizes", [(264, 64), (64, 512), (100, 100), (0, 64)])
 def test_head_sizes_refused(sizes):
     bad = next(size for size in sizes if size != 64)
-    with pytest.raises(ValueError, match=f"up to 256, not {bad}"):
-        width_for(*sizes, torch.float16)
+    why = cuda_attention.refuses_heads(torch.float16, *sizes)
+    assert why == f"head size {bad}: multiples of 8 (16 bytes) up to 256"
 
 
-def test_dtypes_and_devices_refused(write):
-    with pytest.raises(ValueError, match="not float64"):
-        width_for(64, 64, torch.float64)
+def test_what_is_refused_and_what_is_not():
+    assert cuda_attention.refuses_heads(torch.float32, 36, 4) is None
+    assert cuda_attention.refuses_heads(torch.bfloat16, 32, 256) is None
+    assert "dtype float64: one of float16, bfloat16, float32" in str(cuda_attention.refuses_heads(torch.float64, 64, 64))
+
+
+@pytest.mark.parametrize("call", [attend, cuda_attention.attend])
+def test_a_named_implementation_never_runs_another(write, call):
     views = write.views([write.Row([1], [write.Part([0, 1])])])
+    named = {"impl": "cuda"} if call is attend else {}
+    with pytest.raises(ValueError, match=r"impl='cuda': it runs on a CUDA device, not on cpu"):
+        call(*write.inputs(views, torch.float16, dim=64), views, scale=1.0, **named)
     with pytest.raises(ValueError, match="not on cpu"):
-        cuda_attention.attend(*write.inputs(views, torch.float16, dim=64), views, scale=1.0)
+        choose("cuda", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "compiler", "why"),
+    [((7, 5), True, "7.5: at least 8.0"), ((9, 0), False, "no nvcc"), ((9, 0), True, None)],
+)
+def test_cards_and_machines_refused(monkeypatch, capability, compiler, why):
+    def missing():
+        raise RuntimeError("there is no nvcc")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(cuda_attention, "nvcc", (lambda: "nvcc") if compiler else missing)
+    said = cuda_attention.refuses(torch.device("cuda", 0), torch.float16, 64, 64)
+    assert said is None if why is None else why in said
 
 
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="for a machine without a driver")
