@@ -133,13 +133,15 @@ def attend_items(
         total = total * fade + tl.exp2(sink - safe)
         sums = sums * fade[:, None]
         top = higher
-    sums = sums / tl.where(total == 0.0, 1.0, total)[:, None]
+    nothing = total == 0.0
+    total = tl.where(nothing, 1.0, total)
+    sums = sums / total[:, None]
     row_of = pair.to(tl.int64) if PARTIAL else query
     out = out_ptr + (row_of * HEADS + head)[:, None] * DIM_V + dv[None, :]
     tl.store(out, sums.to(out_ptr.dtype.element_ty), mask=real[:, None] & (dv[None, :] < DIM_V))
     if LSE:
         # A NaN among the scores is in the total, but not always in the top.
-        lse = tl.where(total == 0.0, float("-inf"), (top + tl.log2(total)) * 0.6931471805599453)
+        lse = tl.where(nothing, float("-inf"), (top + tl.log2(total)) * 0.6931471805599453)
         tl.store(lse_ptr + row_of * HEADS + head, lse, mask=real)
 
 
@@ -170,8 +172,10 @@ def merge_pairs(
         total = total * fade + tl.sum(weights, 0)
         sums = sums * fade + tl.sum(weights[:, None] * part, 0)
         top = higher
-    sums = sums / tl.where(total == 0.0, 1.0, total)
+    nothing = total == 0.0
+    total = tl.where(nothing, 1.0, total)
+    sums = sums / total
     at = query * HEADS + head
     tl.store(out_ptr + at * DIM_V + dv, sums.to(out_ptr.dtype.element_ty), mask=dv < DIM_V)
     if LSE:
-        tl.store(lse_ptr + at, tl.where(total == 0.0, float("-inf"), top + tl.log(total)))
+        tl.store(lse_ptr + at, tl.where(nothing, float("-inf"), top + tl.log(total)))

@@ -20,6 +20,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of its own do not surv
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # workers share the cores; more threads than cores is several times slower
 
+if find_spec("triton"):
+    import torch
+
+    # Read when triton is first imported, which transformers may do. Without a device its kernels run in the interpreter.
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+
 if find_spec("hypothesis"):
     from hypothesis import settings
 
