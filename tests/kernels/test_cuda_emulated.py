@@ -14,7 +14,7 @@ import pytest
 import torch
 from random_views import random_views
 
-from forethought.kernels import cuda_attention, cuda_build
+from forethought.kernels import cuda_attention, cuda_build, work
 from forethought.kernels.cuda_attention import width_for
 from forethought.kernels.rotary import Rotary
 from forethought.kernels.work import Shape, work_for
@@ -38,14 +38,14 @@ def emulated(tmp_path_factory):
     def attend(q, k, v, views, *, window=None, tile=4, splits=8, **options):
         shape = Shape(q.shape[1], k.shape[1], q.shape[2], v.shape[2], 2)
         few = cuda_attention.FEW * k.shape[1] // q.shape[1]
-        work = work_for(views, window, CPU, tile=tile, splits=splits, shape=shape, few=few)
+        made = work_for(views, window, CPU, tile=tile, splits=splits, shape=shape, few=few)
         width = width_for(q.shape[2], v.shape[2])
         command = [*"g++ -std=c++17 -O2 -U_FORTIFY_SOURCE -Wall -Wextra -Wno-unknown-pragmas -Werror".split()]
         command += [*"-shared -fPIC -x c++".split(), f"-DWIDTH={width}", f"-I{EMULATION}"]
         library = cuda_build.library("attention.cu", command, [*EMULATION.iterdir()])
         cuda_attention.prepare(library)
         options = {"scale": q.shape[2] ** -0.5, "softcap": None, "sinks": None, "rotary": None} | options
-        return cuda_attention.launch(library, q, k, v, work, stream=0, **options)
+        return cuda_attention.launch(library, q, k, v, made, stream=0, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(shared))
@@ -116,12 +116,23 @@ def test_splits_along_the_context(write, agree, dtype, splits):
 
 
 @dtypes
+def test_more_partial_results_than_a_warp_has_lanes(write, agree, dtype, monkeypatch):
+    monkeypatch.setattr(work, "LEAST_RUN", 1)
+    monkeypatch.setattr(work, "RUN_STEP", 1)
+    for pieces in (31, 32, 33, 70):
+        views = decode(write, 3 * pieces)
+        agree(views, dtype, splits=pieces, shape={"kv_heads": 1}, sinks=torch.tensor([0.5, -torch.inf]))
+        (made,) = views.plans.values()
+        assert len(made.items) == pieces
+
+
+@dtypes
 def test_a_prefix_read_once(write, agree, dtype):
     rows = [write.Row([200 + i], [write.Part([*range(200), *range(200 + 10 * i, 201 + 11 * i)])]) for i in range(9)]
     views = write.views(rows)
     agree(views, dtype, tile=32, shape={"kv_heads": 1})
-    (work,) = views.plans.values()
-    assert work.slot_reads < 500  # not 1800
+    (made,) = views.plans.values()
+    assert made.slot_reads < 500  # not 1800
 
 
 def test_no_queries_and_no_rows(write, agree):
@@ -306,7 +317,9 @@ def random_call(seed, write, agree):
 
 
 @pytest.mark.parametrize("tens", range(24))
-def test_random_views(write, agree, tens):
+def test_random_views(write, agree, tens, monkeypatch):
+    monkeypatch.setattr(work, "LEAST_RUN", 3 + 20 * tens)
+    monkeypatch.setattr(work, "RUN_STEP", 1)
     for seed in range(10 * tens, 10 * tens + 10):
         random_call(seed, write, agree)
 
