@@ -107,7 +107,7 @@ def attend(
         raise ValueError(f"a rotation of {2 * cos.shape[1]} channels for heads of {dim}")
     partial = work.merge_ptr is not None
     options: dict[str, Any] = {
-        "HEADS": heads, "KV_HEADS": kv_heads, "DIM": dim, "DIM_V": dim_v, "WIDE": _power(dim), "WIDE_V": _power(dim_v),
+        "HEADS": heads, "KV_HEADS": kv_heads, "DIM": dim, "DIM_V": dim_v, "WIDE": power(dim), "WIDE_V": power(dim_v),
         "MASKED": work.masked, "STORED": work.masked and work.slot_positions is not None, "TREE": work.tree is not None,
         "SOFTCAP": softcap is not None, "PARTIAL": partial, "SINKS": sinks is not None and not partial,
         "LSE": part_lse is not None, "TURNED": cos is not None, "HALF": 0 if cos is None else cos.shape[1],
@@ -122,12 +122,12 @@ def attend(
                 **options, ROWS=config.rows, BLOCK=config.block, num_warps=config.warps, num_stages=config.stages)  # fmt: skip
     if partial and len(views.positions):
         merge_pairs[(len(views.positions), heads)](
-            part, part_lse, out, lse, work.merge_ptr, work.merge_list, sinks, HEADS=heads, DIM_V=dim_v, WIDE_V=_power(dim_v),
+            part, part_lse, out, lse, work.merge_ptr, work.merge_list, sinks, HEADS=heads, DIM_V=dim_v, WIDE_V=power(dim_v),
             BLOCK=MERGED_AT_ONCE, SINKS=sinks is not None, LSE=lse is not None)  # fmt: skip
     return out, lse
 
 
-def _power(size: int) -> int:
+def power(size: int) -> int:
     """The next power of two, at least 16: tensor cores take no less."""
     return max(16, 1 << (size - 1).bit_length())
 

@@ -179,3 +179,42 @@ def merge_pairs(
     tl.store(out_ptr + at * DIM_V + dv, sums.to(out_ptr.dtype.element_ty), mask=dv < DIM_V)
     if LSE:
         tl.store(lse_ptr + at, tl.where(nothing, float("-inf"), top + tl.log(total)))
+
+
+@triton.jit
+def write_tokens(
+    qkv_ptr, cos_ptr, sin_ptr, slots_ptr, q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr,
+    qkv_token, qkv_head, cos_token, sin_token, k_slot, k_head, v_slot, v_head, eps,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, WIDTH: tl.constexpr,
+    AT_ONCE: tl.constexpr, NORMED: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """Some heads of one new token: norm and rotation where they are q or k; q is put aside, k and v in the pool."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + token).to(tl.int64)
+    head, d = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE), tl.arange(0, WIDE)
+    is_q, is_v = head < HEADS, head >= HEADS + KV_HEADS
+    inside = (head < HEADS + 2 * KV_HEADS)[:, None] & (d < DIM)[None, :]
+    if INTERLEAVED:
+        partner = d ^ 1
+    else:
+        partner = tl.where(d < WIDTH // 2, d + WIDTH // 2, d - WIDTH // 2)
+    turns = d < WIDTH
+    row = qkv_ptr + token * qkv_token + head[:, None] * qkv_head
+    x = tl.load(row + d[None, :], mask=inside, other=0.0)
+    y = x.to(tl.float32)
+    z = tl.load(row + partner[None, :], mask=inside & turns[None, :], other=0.0).to(tl.float32)
+    if NORMED:
+        shrink = tl.rsqrt(tl.sum(y * y, 1) / DIM + eps)[:, None]
+        for_q = tl.load(q_norm_ptr + d, mask=d < DIM, other=0.0).to(tl.float32)[None, :]
+        for_k = tl.load(k_norm_ptr + d, mask=d < DIM, other=0.0).to(tl.float32)[None, :]
+        y = y * shrink * tl.where(is_q[:, None], for_q, for_k)
+        for_q = tl.load(q_norm_ptr + partner, mask=turns, other=0.0).to(tl.float32)[None, :]
+        for_k = tl.load(k_norm_ptr + partner, mask=turns, other=0.0).to(tl.float32)[None, :]
+        z = z * shrink * tl.where(is_q[:, None], for_q, for_k)
+    cos = tl.load(cos_ptr + token * cos_token + d, mask=turns, other=1.0).to(tl.float32)[None, :]
+    sin = tl.load(sin_ptr + token * sin_token + d, mask=turns, other=0.0).to(tl.float32)[None, :]
+    y = tl.where(is_v[:, None], x, (y * cos + z * sin).to(x.dtype))
+    is_k = (head >= HEADS) & (head < HEADS + KV_HEADS)
+    tl.store(q_ptr + (token * HEADS + head[:, None]) * DIM + d[None, :], y, mask=inside & is_q[:, None])
+    tl.store(k_ptr + slot * k_slot + (head - HEADS)[:, None] * k_head + d[None, :], y, mask=inside & is_k[:, None])
+    tl.store(v_ptr + slot * v_slot + (head - HEADS - KV_HEADS)[:, None] * v_head + d[None, :], y, mask=inside & is_v[:, None])
