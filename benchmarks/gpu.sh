@@ -12,7 +12,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-STAGES=(tests decode)
+STAGES=(tests attention decode)
 LIMIT=480 # seconds a stage; what still runs then is stopped, and the stage has failed
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-out}
@@ -29,6 +29,12 @@ stage_tests() {
         row tests.jsonl "part=$part" "exit=$code" "summary=$(grep . "$scratch/part" | tail -n 1)"
     done
     return "$failed"
+}
+
+stage_attention() {
+    local args=(--device "$device" --json "$OUT/attention.jsonl")
+    ((!dry)) || args+=(--quick)
+    bare benchmarks/attention.py "${args[@]}"
 }
 
 stage_decode() {

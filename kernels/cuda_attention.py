@@ -161,6 +161,8 @@ def _frequencies(rotary: Rotary, device: torch.device) -> Tensor:
     if frequencies.device == device and frequencies.dtype == torch.float32:
         return frequencies
     key = (id(frequencies), device)
+    if len(_moved) > 64:  # of models long gone
+        _moved.clear()
     if key not in _moved or _moved[key][0] is not frequencies:
         _moved[key] = frequencies, frequencies.to(device, torch.float32)
     return _moved[key][1]
