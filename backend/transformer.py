@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..kernels.attention import attend
 from ..kernels.rotary import Rotary
+from ..kernels.write import Norms, rms, write
 from .batch import Output, TokenBatch
 from .checkpoint import Checkpoint
 from .kv import LayerSpec
@@ -71,8 +72,7 @@ class Block:
     mlp_norm: Tensor
     gate_up: Linear
     down: Linear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    norms: Norms | None
     window: int | None
 
 
@@ -87,10 +87,10 @@ class Transformer(Model):
         if config.hidden_act != "silu":
             raise ValueError(f"hidden_act={config.hidden_act!r}: this block is gated SiLU; load it with the adapter")
         self.text, self.impl = text, impl
+        self._write_impl = impl if impl in ("torch", "triton") else "auto"
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps = config.rms_norm_eps
-        self._eps = torch.tensor(self.eps)
         frequencies, factor, self.max_positions = rope(config, self.dim)
         self.scale = factor * factor / self.dim**0.5
         cos, sin = angles(config, frequencies, self.max_positions)
@@ -138,8 +138,7 @@ class Transformer(Model):
             qkv=linear(biased or kind == "qwen2", *qkv), out=linear(biased, "self_attn.o_proj"),
             mlp_norm=weight("post_attention_layernorm"),
             gate_up=linear(mlp_biased, *gate_up), down=linear(mlp_biased, "mlp.down_proj"),
-            q_norm=weight("self_attn.q_norm") if kind == "qwen3" else None,
-            k_norm=weight("self_attn.k_norm") if kind == "qwen3" else None,
+            norms=Norms(weight("self_attn.q_norm"), weight("self_attn.k_norm"), self.eps) if kind == "qwen3" else None,
             window=_window(config, i),
         )  # fmt: skip
 
@@ -174,31 +173,15 @@ class Transformer(Model):
     def _attention(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, batch: TokenBatch, i: int) -> Tensor:
         """The attention's output [T, heads * dim], before its projection."""
         x = self._rms(x, block.attention_norm)
-        turned = self.heads + self.kv_heads
-        qkv = block.qkv(x).view(-1, turned + self.kv_heads, self.dim)
-        qk = qkv[:, :turned]
-        if block.q_norm is not None and block.k_norm is not None:
-            norms = (
-                self._rms(qk[:, : self.heads], block.q_norm),
-                self._rms(qk[:, self.heads :], block.k_norm),
-            )
-            qk = torch.cat(norms, 1)
-        qk = torch.addcmul(qk * cos, qk.roll(self.dim // 2, -1), sin)
-        pool = batch.pool
-        pool.k[i].index_copy_(0, slots, qk[:, self.heads :])
-        pool.v[i].index_copy_(0, slots, qkv[:, turned:])
+        qkv = block.qkv(x).view(-1, self.heads + 2 * self.kv_heads, self.dim)
+        k, v = batch.pool.k[i], batch.pool.v[i]
+        q = write(qkv, cos, sin, slots, k, v, norms=block.norms, impl=self._write_impl)
         rotary = self.info.layers[i].rotary
-        out, _ = attend(qk[:, : self.heads], pool.k[i], pool.v[i], batch.views, scale=self.scale, window=block.window,
-                        rotary=rotary, impl=self.impl)  # fmt: skip
+        out, _ = attend(q, k, v, batch.views, scale=self.scale, window=block.window, rotary=rotary, impl=self.impl)
         return out.flatten(1)
 
     def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMS norm over the last dimension."""
-        if x.dtype != torch.float32 or x.device.type != "cpu":
-            return F.rms_norm(x, weight.shape, weight, self.eps)
-        # The library's takes eight passes on a CPU, this one four.
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return (x * torch.addcmul(self._eps, length, length, value=1 / x.shape[-1]).rsqrt_()).mul_(weight)
+        return rms(x, weight, self.eps)
 
     def _mlp(self, block: Block, x: Tensor) -> Tensor:
         """The gated units [T, intermediate], before their projection."""

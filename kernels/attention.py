@@ -39,25 +39,27 @@ def choose(impl: str = "auto", device: torch.device | None = None) -> tuple[str,
     if impl == "torch":
         return impl, "asked for"
     if impl != "auto":
-        if (why := _refused(impl, device)) is not None:
+        if (why := refused(impl, device)) is not None:
             raise ValueError(f"impl={impl!r}: {why}")
         return impl, "asked for"
     return _best(device, None, 1, 1)
 
 
+@cache
 def _best(device: torch.device, dtype: torch.dtype | None, dim: int, dim_v: int) -> tuple[str, str]:
     """What ``auto`` runs there on heads of these sizes, and why."""
     if device.type == "cpu":
         return "torch", "on a CPU nothing is faster"
     refusals: list[str] = []
     for name in FAST:
-        if (why := _refused(name, device, dtype, dim, dim_v)) is None:
+        if (why := refused(name, device, dtype, dim, dim_v)) is None:
             return name, "; ".join(["the fastest that runs here", *refusals])
         refusals.append(f"{name}: {why}")
     return "torch", "; ".join(refusals)
 
 
-def _refused(name: str, device: torch.device, dtype: torch.dtype | None = None, dim: int = 1, dim_v: int = 1) -> str | None:
+def refused(name: str, device: torch.device, dtype: torch.dtype | None = None, dim: int = 1, dim_v: int = 1) -> str | None:
+    """Why the implementation ``name`` cannot run there on heads of these sizes; None: it can."""
     module = _module(name)
     if isinstance(module, ImportError):
         return f"not importable ({module})"
@@ -115,7 +117,7 @@ def attend(
         raise ValueError("a part has a rotation offset, but this model has no rotary embedding to turn queries by")
     if sinks is not None and sinks.shape != (heads,):
         raise ValueError(f"sinks {tuple(sinks.shape)} for {heads} query heads")
-    if impl != "torch" and (impl != "auto" or q.device.type != "cpu"):
+    if impl != "torch" and (impl != "auto" or not q.is_cpu):
         name = _best(q.device, q.dtype, dim, v.shape[2])[0] if impl == "auto" else choose(impl, q.device)[0]
         if name != "torch":
             twin: ModuleType = _module(name)  # type: ignore[assignment]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import choose
+from .attention import refused
 
 IMPLEMENTATIONS = ("auto", "torch", "triton")
 
@@ -45,49 +45,41 @@ def write(
     multiplied into: channel ``i`` becomes ``x[i] * cos[i] + x[partner] * sin[i]``. Partners are half of ``width`` apart, or,
     ``interleaved``, neighbours. "auto" runs Triton on CUDA where it is to be had, else torch. ``ValueError`` as of ``attend``.
     """
-    if impl == "torch" or (impl == "auto" and qkv.device.type == "cpu"):
-        return _torch(qkv, cos, sin, slots, k, v, norms, interleaved)
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl={impl!r}: one of {', '.join(IMPLEMENTATIONS)}")
-    if impl == "auto" and not _to_be_had(qkv.device, qkv.dtype):
-        return _torch(qkv, cos, sin, slots, k, v, norms, interleaved)
-    choose("triton", qkv.device)
-    from .triton_write import write as fused
+    if impl != "torch" and not (impl == "auto" and qkv.is_cpu) and _fused(impl, qkv.device, qkv.dtype):
+        from .triton_write import write as fused
 
-    return fused(qkv, cos, sin, slots, k, v, norms, interleaved)
-
-
-@cache
-def _to_be_had(device: torch.device, dtype: torch.dtype) -> bool:
-    try:
-        choose("triton", device)
-    except ValueError:
-        return False
-    return dtype in (torch.float16, torch.bfloat16, torch.float32)
-
-
-def _torch(
-    qkv: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, k: Tensor, v: Tensor, norms: Norms | None, interleaved: bool
-) -> Tensor:
-    turned, width = qkv.shape[1] - v.shape[1], cos.shape[-1]
-    heads = turned - k.shape[1]
-    qk = qkv[:, :turned]
+        return fused(qkv, cos, sin, slots, k, v, norms, interleaved)
+    kv_heads, width = v.size(1), cos.size(-1)
+    turned = qkv.size(1) - kv_heads
+    heads = turned - kv_heads
+    qk = qkv.narrow(1, 0, turned)
     if norms is not None:
-        qk = torch.cat((rms(qk[:, :heads], norms.q, norms.eps), rms(qk[:, heads:], norms.k, norms.eps)), 1)
-    if width == qkv.shape[2] and not interleaved:
+        q_norm, k_norm, eps = norms
+        qk = torch.cat((rms(qk.narrow(1, 0, heads), q_norm, eps), rms(qk.narrow(1, heads, kv_heads), k_norm, eps)), 1)
+    if width == qkv.size(2) and not interleaved:
         qk = torch.addcmul(qk * cos, qk.roll(width // 2, -1), sin)
     else:
         part = qk[..., :width]
         partner = part.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if interleaved else part.roll(width // 2, -1)
         qk = torch.cat((torch.addcmul(part * cos, partner, sin), qk[..., width:]), -1)
-    k.index_copy_(0, slots, qk[:, heads:])
-    v.index_copy_(0, slots, qkv[:, turned:])
-    return qk[:, :heads]
+    k.index_copy_(0, slots, qk.narrow(1, heads, kv_heads))
+    v.index_copy_(0, slots, qkv.narrow(1, turned, kv_heads))
+    return qk.narrow(1, 0, heads)
+
+
+@cache
+def _fused(impl: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the Triton version runs; if it was asked for by name and cannot, the reason is raised."""
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl={impl!r}: one of {', '.join(IMPLEMENTATIONS)}")
+    if (why := refused("triton", device, dtype)) is not None and impl == "triton":
+        raise ValueError(f"impl={impl!r}: {why}")
+    return why is None
 
 
 def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMS norm over the last dimension (arXiv 1910.07467)."""
-    if x.dtype != torch.float32 or x.device.type != "cpu":
+    if x.dtype != torch.float32 or not x.is_cpu:
         return F.rms_norm(x, weight.shape, weight, eps)
     # The library's takes eight passes on a CPU, this one four.
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
