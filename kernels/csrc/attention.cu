@@ -422,51 +422,69 @@ template <class S> __global__ void __launch_bounds__(S::THREADS) attend_items(co
     }
 }
 
-// The exact merge of a query's partial results, a head a warp: weights from their log-sum-exps, and the sink's.
+// The exact merge of a query's partial results, a head a warp: 32 at a time, by their log-sum-exps and the sink. What they
+// weigh and what they hold are read at once, four results ahead: it is latency that this takes.
 template <class T> __global__ void __launch_bounds__(128) merge_pairs(const __grid_constant__ Call call) {
+    constexpr int PIECES = (WIDTH + 127) / 128, AHEAD = 4;
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int64_t at = 4LL * blockIdx.x + threadIdx.x / 32;
     const int query = static_cast<int>(at / call.heads), head = static_cast<int>(at % call.heads);
     if (query >= call.queries) return;
     const int begin = call.merge_ptr[query], end = call.merge_ptr[query + 1];
-    const float sink = call.sinks ? call.sinks[head] : -INFINITY;
-    float most = sink;
-    for (int i = begin + lane; i < end; i += 32)
-        most = fmaxf(most, call.partial_lse[static_cast<int64_t>(call.merge_list[i]) * call.heads + head]);
-    for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, step));
-    const float origin = most == -INFINITY ? 0 : most;
-    float total = expf(sink - origin), x[WIDTH / 128 + 1][4] = {};
+    float most = call.sinks ? call.sinks[head] : -INFINITY, total = most == -INFINITY ? 0 : 1, x[PIECES][4] = {};
     for (int first = begin; first < end; first += 32) {
-        int pair = 0;
-        float weight = 0;
-        if (first + lane < end) {
-            pair = call.merge_list[first + lane];
-            weight = expf(call.partial_lse[static_cast<int64_t>(pair) * call.heads + head] - origin);
-        }
         const int count = min(end - first, 32);
-#pragma unroll 4
-        for (int i = 0; i < count; i++) {
-            const float w = __shfl_sync(FULL_WARP, weight, i);
-            const int64_t line = static_cast<int64_t>(__shfl_sync(FULL_WARP, pair, i)) * call.heads + head;
-            const float *from = call.partial + line * call.dim_v;
-            total += w;
+        const int64_t result = static_cast<int64_t>(lane < count ? call.merge_list[first + lane] : 0) * call.heads + head;
+        const float lse = lane < count ? call.partial_lse[result] : -INFINITY;
+        float4 y[AHEAD][PIECES];
+        auto read = [&](int from) {
 #pragma unroll
-            for (int n = 0; n < WIDTH / 128 + 1; n++) {
-                if (n * 128 + lane * 4 >= call.dim_v) continue;
-                const float4 y = *reinterpret_cast<const float4 *>(from + n * 128 + lane * 4);
-                x[n][0] += w * y.x, x[n][1] += w * y.y, x[n][2] += w * y.z, x[n][3] += w * y.w;
+            for (int i = 0; i < AHEAD; i++) {
+                const float *line = call.partial + __shfl_sync(FULL_WARP, result, from + i) * call.dim_v;
+#pragma unroll
+                for (int n = 0; n < PIECES; n++) {
+                    const int d = n * 128 + lane * 4;
+                    if (from + i < count && d < call.dim_v) y[i][n] = *reinterpret_cast<const float4 *>(line + d);
+                }
+            }
+        };
+        read(0);
+        float best = fmaxf(most, lse);
+#pragma unroll
+        for (int step = 16; step > 0; step /= 2) best = fmaxf(best, __shfl_xor_sync(FULL_WARP, best, step));
+        const float origin = best == -INFINITY ? 0 : best, shrink = expf(most - origin), weight = expf(lse - origin);
+        most = best;
+        total *= shrink;
+#pragma unroll
+        for (int n = 0; n < PIECES; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) x[n][i] *= shrink;
+        }
+        for (int from = 0; from < count; from += AHEAD) {
+            if (from > 0) read(from);
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) {
+                const float w = __shfl_sync(FULL_WARP, weight, from + i);
+                if (from + i >= count) continue;
+                total += w;
+#pragma unroll
+                for (int n = 0; n < PIECES; n++) {
+                    x[n][0] += w * y[i][n].x, x[n][1] += w * y[i][n].y;
+                    x[n][2] += w * y[i][n].z, x[n][3] += w * y[i][n].w;
+                }
             }
         }
     }
     const float share = total == 0 ? 0 : 1 / total;
 #pragma unroll
-    for (int n = 0; n < WIDTH / 128 + 1; n++) {
-        if (n * 128 + lane * 4 >= call.dim_v) continue;
+    for (int n = 0; n < PIECES; n++) {
+        const int d = n * 128 + lane * 4;
+        if (d >= call.dim_v) continue;
 #pragma unroll
         for (int i = 0; i < 4; i++) x[n][i] *= share;
-        put4(static_cast<T *>(call.out) + at * call.dim_v + n * 128 + lane * 4, x[n]);
+        put4(static_cast<T *>(call.out) + at * call.dim_v + d, x[n]);
     }
-    if (lane == 0) call.lse[at] = total == 0 ? -INFINITY : origin + logf(total);
+    if (lane == 0) call.lse[at] = total == 0 ? -INFINITY : most + logf(total);
 }
 
 template <class S> int prepare() {

@@ -5,16 +5,18 @@ The same struct, launches, tables and reads as on a card; fragments, barriers an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from random_views import random_views
 
-from forethought.kernels import cuda_attention, cuda_build, work
+from forethought.kernels import attention, cuda_attention, cuda_build, work
 from forethought.kernels.cuda_attention import width_for
 from forethought.kernels.rotary import Rotary
 from forethought.kernels.work import Shape, work_for
@@ -30,26 +32,35 @@ dtypes = pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16, BFLOAT16], ids=lamb
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
-    """``attend`` by the emulated kernels: compiled once, also where several processes test."""
+def library(tmp_path_factory):
+    """The emulated kernels of a width: compiled once, also where several processes test."""
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+
+    def load(width):
+        command = [*"g++ -std=c++17 -O2 -U_FORTIFY_SOURCE -Wall -Wextra -Wno-unknown-pragmas -Werror".split()]
+        command += [*"-shared -fPIC -x c++".split(), f"-DWIDTH={width}", f"-I{EMULATION}"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(shared))
+            library = cuda_build.library("attention.cu", command, [*EMULATION.iterdir()])
+        cuda_attention.prepare(library)
+        return library
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def emulated(library):
+    """``attend`` by the emulated kernels, with a work list of any cut."""
 
     def attend(q, k, v, views, *, window=None, tile=4, splits=8, **options):
         shape = Shape(q.shape[1], k.shape[1], q.shape[2], v.shape[2], 2)
         few = cuda_attention.FEW * k.shape[1] // q.shape[1]
         made = work_for(views, window, CPU, tile=tile, splits=splits, shape=shape, few=few)
-        width = width_for(q.shape[2], v.shape[2])
-        command = [*"g++ -std=c++17 -O2 -U_FORTIFY_SOURCE -Wall -Wextra -Wno-unknown-pragmas -Werror".split()]
-        command += [*"-shared -fPIC -x c++".split(), f"-DWIDTH={width}", f"-I{EMULATION}"]
-        library = cuda_build.library("attention.cu", command, [*EMULATION.iterdir()])
-        cuda_attention.prepare(library)
         options = {"scale": q.shape[2] ** -0.5, "softcap": None, "sinks": None, "rotary": None} | options
-        return cuda_attention.launch(library, q, k, v, made, stream=0, **options)
+        return cuda_attention.launch(library(width_for(q.shape[2], v.shape[2])), q, k, v, made, stream=0, **options)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(shared))
-        yield attend
+    return attend
 
 
 @pytest.fixture
@@ -138,6 +149,29 @@ def test_a_prefix_read_once(write, agree, dtype):
 def test_no_queries_and_no_rows(write, agree):
     agree(write.views([]), FLOAT16)
     agree(write.views([write.Row([], [write.Part([0, 1])])]), FLOAT16)
+
+
+@dtypes
+def test_through_the_seam(write, dense, library, monkeypatch, dtype):
+    """``attend(impl="cuda")`` as on a card, but for the library it finds there."""
+    monkeypatch.setattr(cuda_attention, "refuses", lambda *_: None)
+    monkeypatch.setattr(cuda_attention, "_library", lambda width, index: library(width))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
+    own = [write.Part(range(500, 700), 3), write.Part(range(30, 40))]
+    rows = [write.Row([i], [write.Part(range(i + 1))]) for i in (0, 70, 499)]
+    rows.append(write.Row(range(5, 10), own, last=[[2 * i, i] for i in range(5, 10)]))
+    views = write.views(rows)
+    q, k, v = write.inputs(views, dtype, dim=128, shared=4)
+    options = {"scale": 0.1, "window": 300, "softcap": 30.0, "sinks": torch.linspace(-1, 1, 8), "rotary": ROTARIES[0]}
+    wanted, wanted_lse = dense(q, k, v, views, **options)
+    out, lse = attention.attend(q, k, v, views, need_lse=True, impl="cuda", **options)
+    torch.testing.assert_close(out.double(), wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    torch.testing.assert_close(lse.double(), wanted_lse, rtol=0, atol=2e-2)
+    bare, nothing = attention.attend(q, k, v, views, impl="cuda", **options)
+    assert torch.equal(bare, out)
+    assert nothing is None
 
 
 # ---- what is visible ------------------------------------------------------------------------------------------------------
