@@ -56,7 +56,7 @@ def backward(model: torch.nn.Module, losses: Sequence[Loss]) -> float:
     On a CPU every core computes losses of its own: operations this small do not pay to be shared out. The gradients are added
     in order, so the sum does not depend on how many cores there are.
     """
-    weights = list(model.parameters())
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
 
     def one(loss: Loss) -> tuple[float, Sequence[Tensor]]:
         value = loss()

@@ -1,6 +1,7 @@
 """The recipe behind ``nano-prm``: ``python -m forethought.nano.train_prm --out DIR [--resume] [--export DIR]``.
 
-nano's own weights with a head of two classes, read at a separator behind every step: is all well so far? It learns from
+nano's own layers, left as they are, two more and a head of two classes, read at a separator behind every step: is all well so
+far? What nano would have written is in its last layer, one token back; the new layers begin by looking there. They learn from
 solutions with planted errors, made on the fly, and from nano's own, drawn once into ``DIR/samples.jsonl``; ``step_labels.py``
 says what is right. Training problems only. Deterministic in the seed and resumable, like the recipe of nano itself.
 """
@@ -40,7 +41,14 @@ NANO = Path(__file__).parent / "weights" / "nano"
 DRAWN = 1200, 4
 """Problems that nano solves for the training, and how often each."""
 TEMPERATURES = 0.8, 1.0
-SCHEDULE = Schedule(steps=220, rate=1e-3, warmup=30, decay=0.5)
+SCHEDULE = Schedule(steps=400, rate=1.5e-3, warmup=30, decay=0.5)
+SWAPPED = 0.06
+"""Share of the digits that are changed where the model learns to see single ones."""
+NEW_LAYERS = 2
+QUIETER = 1 / 16
+"""What nano's layers add to the stream is scaled by this: beside it as it is, new layers would not be heard for long."""
+GLANCE = 8, 48.0
+"""The first new layer begins by looking at the token before: by the rotation's so many fastest angles, with such a score."""
 DOCUMENTS = 64
 ROW_TOKENS = 2048
 
@@ -118,6 +126,20 @@ def document(rng: random.Random, own: Sequence[Sequence[tuple[Problem, str]]]) -
     return problem, spoilt(rng, problem).text if wrong else problem.meta["solution"]
 
 
+def swapped(rng: random.Random, text: Text) -> Solution:
+    """A right solution with some digits changed, and which of its digits are as they were: to learn to see one wrong token."""
+    problem = generate(rng.choice(LEVELS), rng.getrandbits(48), "train")
+    solution = shown(text, problem, problem.meta["solution"])
+    ids, digits = list(solution.ids), text.encode_continuation("0123456789")
+    begin = len(text.encode([{"role": "user", "content": problem.question}]))
+    places = [place for place in range(begin, len(ids)) if ids[place] in digits]
+    good = [rng.random() >= SWAPPED for _ in places]
+    for place, same in zip(places, good, strict=True):
+        if not same:
+            ids[place] = rng.choice([digit for digit in digits if digit != ids[place]])
+    return Solution(ids, places, good)
+
+
 def micro_loss(model: StepModel, group: Sequence[Solution], total: int) -> Tensor:
     """Cross-entropy over the steps of some solutions, as a share of ``total`` steps."""
     length = max(len(solution.ids) for solution in group)
@@ -142,11 +164,40 @@ def grouped(solutions: Sequence[Solution], row_tokens: int) -> list[list[Solutio
 
 
 def begin(nano: str | Path) -> StepModel:
-    """The model to train: nano's body and a fresh head."""
+    """The model to train: nano's layers, frozen, new ones, and a fresh head."""
     whole = LlamaForCausalLM.from_pretrained(nano, dtype=torch.float32)
-    model = StepModel(whole.config)
-    model.model.load_state_dict(whole.model.state_dict())
+    old = whole.config.num_hidden_layers
+    config = LlamaConfig(**whole.config.to_dict() | {"num_hidden_layers": old + NEW_LAYERS, "attention_bias": True})
+    model = StepModel(config)
+    body: Any = model.model
+    body.load_state_dict(whole.model.state_dict(), strict=False)
+    frozen = (body.embed_tokens, *body.layers[:old])
+    with torch.no_grad():
+        for name, weight in body.named_parameters():
+            if name.endswith("_proj.bias"):
+                weight.zero_()
+        vocabulary, table = tok.build(), body.embed_tokens.weight
+        between = vocabulary.encode("\n\n", add_special_tokens=False).ids[0]
+        table[vocabulary.token_to_id(tok.STEP)] = table[between]  # so that nano reads on as it learnt to
+        # A layer norms what it reads: all that writes the stream may be scaled, and every layer computes what it did.
+        table *= QUIETER
+        for layer in body.layers[:old]:
+            layer.self_attn.o_proj.weight *= QUIETER
+            layer.mlp.down_proj.weight *= QUIETER
+        glance(body.layers[old].self_attn, body.rotary_emb.inv_freq)
+    for part in frozen:
+        part.requires_grad_(False)
     return model
+
+
+def glance(attention: Any, angles: Tensor) -> None:
+    """Biases of queries and keys such that every head looks at the token before, whatever the tokens are."""
+    count, score = GLANCE
+    size = torch.zeros_like(angles)
+    size[:count] = (score / min(count, len(angles)) / attention.scaling) ** 0.5
+    query, key = torch.cat([size * angles.cos(), -size * angles.sin()]), torch.cat([size, torch.zeros_like(size)])
+    for bias, start in ((attention.q_proj.bias, query), (attention.k_proj.bias, key)):
+        bias.copy_(start.repeat(len(bias) // len(start)))
 
 
 def train(
@@ -162,7 +213,7 @@ def train(
 
     def losses(step: int) -> tuple[list[Loss], int]:
         rngs = [random.Random(f"{seed} {step} {i}") for i in range(documents)]
-        solutions = [shown(text, *document(rng, own)) for rng in rngs]
+        solutions = [swapped(rng, text) if rng.random() < 0.5 else shown(text, *document(rng, own)) for rng in rngs]
         total = sum(len(solution.places) for solution in solutions)
         groups = grouped(solutions, ROW_TOKENS)
         return [partial(micro_loss, model, group, total) for group in groups], sum(len(s.ids) for s in solutions)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from forethought.backend.text import Text
 from forethought.nano import tokenizer as tok
@@ -15,7 +16,7 @@ from forethought.nano.fit import Schedule
 from forethought.nano.problems import generate
 from forethought.nano.step_labels import labels
 from forethought.nano.train import Recipe, build_model
-from forethought.nano.train_prm import StepModel, begin, document, grouped, main, micro_loss, samples, shown, train
+from forethought.nano.train_prm import NANO, StepModel, begin, document, grouped, main, micro_loss, samples, shown, swapped, train
 from forethought.verifiers.process_reward import ProcessRewardModel
 
 QUICK = Schedule(steps=2, rate=1e-3, warmup=1)
@@ -47,6 +48,38 @@ def test_every_step_is_closed_by_a_separator_with_its_label() -> None:
         begins = [solution.ids.index(tok.SPECIALS.index(tok.ASSISTANT)) + 1, *(place + 1 for place in solution.places)]
         read = [text.decode(solution.ids[a:b]) for a, b in zip(begins, solution.places, strict=False)]
         assert read == [step for step, _ in found]
+
+
+def test_single_changed_digits_are_told() -> None:
+    text = Text(tok.load())
+    changed = total = 0
+    for seed in range(60):
+        solution, again = (swapped(random.Random(seed), text) for _ in range(2))
+        assert solution == again
+        written = text.decode(list(solution.ids))
+        assert len(solution.places) == len(solution.good)
+        assert all(text.decode([solution.ids[place]]).isdigit() for place in solution.places)
+        answer = solution.ids.index(tok.SPECIALS.index(tok.ASSISTANT))
+        assert min(solution.places) > answer
+        assert len(solution.places) == sum(c.isdigit() for c in text.decode(list(solution.ids[answer:]))), written
+        changed += solution.good.count(False)
+        total += len(solution.good)
+    assert 0.03 < changed / total < 0.1
+
+
+def test_nanos_layers_compute_what_they_did_and_the_first_new_one_looks_at_the_token_before() -> None:
+    torch.manual_seed(0)
+    whole = LlamaForCausalLM.from_pretrained(NANO, dtype=torch.float32, attn_implementation="eager")
+    model, ids = begin(NANO), torch.randint(64, 1024, (2, 40))
+    with torch.no_grad():
+        expected = whole.model(ids, output_hidden_states=True).last_hidden_state
+        found = model.model(ids, output_hidden_states=True, output_attentions=True)
+        body = whole.model.norm(found.hidden_states[whole.config.num_hidden_layers])
+    assert (body - expected).abs().mean() < 0.01 * expected.abs().mean()
+    assert found.attentions[whole.config.num_hidden_layers].diagonal(-1, -2, -1).mean() > 0.8
+    learnt = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert not [name for name in learnt if name.startswith("model.embed_tokens")]
+    assert {name.split(".")[2] for name in learnt if ".layers." in name} == {"4", "5"}
 
 
 def test_the_loss_of_solutions_together_is_the_sum_of_their_losses(nano: Path) -> None:

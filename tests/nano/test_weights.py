@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from forethought.nano import tokenizer as tok
+from forethought.nano.judging import spoilt
 from forethought.nano.problems import generate, read_answer
 from forethought.nano.train import RECIPES, accuracy, build_model
+from forethought.nano.train_prm import StepModel
+from forethought.verifiers.process_reward import ProcessRewardModel
 
 WEIGHTS = Path(tok.__file__).parent / "weights"
 MODELS = sorted(RECIPES)
@@ -39,7 +45,7 @@ def test_an_ordinary_checkpoint_folder(name: str) -> None:
     assert not [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "nano-prm"])
 def test_ships_the_frozen_tokenizer(name: str) -> None:
     shipped, built = json.loads((WEIGHTS / name / "tokenizer.json").read_text("utf-8")), json.loads(tok.build().to_str())
     assert shipped == built
@@ -62,3 +68,30 @@ def test_nano_solves_most_easy_problems_from_chat_and_from_raw_text() -> None:
         assert "<think>" in written
         right += read_answer(written) == problem.answer
     assert right >= 3
+
+
+def test_the_process_reward_model_is_laid_out_as_published_ones() -> None:
+    folder = WEIGHTS / "nano-prm"
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    width = RECIPES["nano"].width
+    assert {name: list(weight.shape) for name, weight in weights.items() if name.startswith("score")} == {
+        "score.0.weight": [width, width], "score.0.bias": [width], "score.2.weight": [2, width], "score.2.bias": [2],
+    }  # fmt: skip
+    assert set(weights) == set(StepModel(LlamaConfig.from_pretrained(folder)).state_dict())
+    assert {weight.dtype for weight in weights.values()} == {torch.float16}
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    assert config["architectures"] == ["LlamaForProcessRewardModel"]
+    assert LlamaConfig.from_pretrained(folder).num_labels == 2
+
+
+def test_the_process_reward_model_prefers_right_solutions_to_spoilt_ones() -> None:
+    rng, judge = random.Random(0), ProcessRewardModel("nano-prm", aggregate="min")
+    won = 0
+    for seed in range(40):
+        problem = generate(1 + seed % 8, seed, "test")
+        pair = [problem.meta["solution"], spoilt(rng, problem).text]
+        right, wrong = (verdict.score or 0.0 for verdict in asyncio.run(judge.ajudge(problem, pair)))
+        won += right > wrong
+    judge.close()
+    assert won >= 34
