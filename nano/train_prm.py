@@ -29,7 +29,7 @@ from ..backend.engine import Engine
 from ..backend.load import load
 from ..backend.text import Text
 from ..decoding.autoregressive import Autoregressive
-from ..schema import Problem
+from ..schema import Message, Problem
 from ..verifiers.prompts import FORMATS
 from . import tokenizer as tok
 from .fit import Log, Loss, Schedule, fit, newest_checkpoint, say
@@ -131,7 +131,8 @@ def swapped(rng: random.Random, text: Text) -> Solution:
     problem = generate(rng.choice(LEVELS), rng.getrandbits(48), "train")
     solution = shown(text, problem, problem.meta["solution"])
     ids, digits = list(solution.ids), text.encode_continuation("0123456789")
-    begin = len(text.encode([{"role": "user", "content": problem.question}]))
+    question: Message = {"role": "user", "content": problem.question}
+    begin = len(text.encode([question]))
     places = [place for place in range(begin, len(ids)) if ids[place] in digits]
     good = [rng.random() >= SWAPPED for _ in places]
     for place, same in zip(places, good, strict=True):

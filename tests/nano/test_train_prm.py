@@ -75,7 +75,7 @@ def test_nanos_layers_compute_what_they_did_and_the_first_new_one_looks_at_the_t
         expected = whole.model(ids, output_hidden_states=True).last_hidden_state
         found = model.model(ids, output_hidden_states=True, output_attentions=True)
         body = whole.model.norm(found.hidden_states[whole.config.num_hidden_layers])
-    assert (body - expected).abs().mean() < 0.01 * expected.abs().mean()
+    assert (body - expected).abs().mean() < 0.03 * expected.abs().mean()
     assert found.attentions[whole.config.num_hidden_layers].diagonal(-1, -2, -1).mean() > 0.8
     learnt = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert not [name for name in learnt if name.startswith("model.embed_tokens")]
