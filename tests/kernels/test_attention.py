@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from forethought.kernels import plan, reference
+from forethought.kernels import attention, plan, reference
 from forethought.kernels.attention import attend, choose, merge
 from forethought.kernels.reference import bytes_moved
 from forethought.kernels.rotary import Rotary
@@ -541,8 +545,33 @@ def test_errors_name_the_value(write, change, message):
         attend(call.pop("q"), call.pop("k"), call.pop("v"), views, scale=1.0, **call)
 
 
-def test_choose_says_what_runs_and_why():
-    assert choose("torch") == ("torch", "asked for")
-    name, why = choose()
+def test_choose_says_what_runs_and_why(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert choose("torch", cuda) == ("torch", "asked for")
+    assert choose(device=cpu) == ("torch", "on a CPU nothing is faster")
+    fast = next(iter(attention.FAST))
+    reasons: dict[str, str] = {}
+    fake = SimpleNamespace(refuses=lambda device, dtype, dim, dim_v: reasons.get(device.type))
+    monkeypatch.setattr(attention, "_module", lambda name: fake)
+    monkeypatch.setattr(attention, "_best", attention._best.__wrapped__)
+    assert choose("auto", cuda) == (fast, "the fastest that runs here")
+    assert choose(fast, cuda) == (fast, "asked for")
+    reasons["cuda"] = "an old card"
+    name, why = choose("auto", cuda)
     assert name == "torch"
-    assert why
+    assert f"{fast}: an old card" in why
+    monkeypatch.setattr(attention, "_module", lambda name: ImportError("no such thing"))
+    assert "not importable (no such thing)" in choose("auto", cuda)[1]
+    with pytest.raises(ValueError, match=rf"impl='{fast}': not importable \(no such thing\)"):
+        choose(fast, cuda)
+
+
+def test_a_named_one_never_falls_back(write):
+    """Triton on a CPU without its interpreter: in a process of its own, because triton reads the setting once."""
+    pytest.importorskip("triton")
+    code = "import torch; from forethought.kernels.attention import choose; print(choose(device=torch.device('cpu')))"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", f"{code}; choose('triton')"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("('torch'")
+    assert "ValueError: impl='triton': tensors on a CPU need Triton's interpreter: set TRITON_INTERPRET=1" in done.stderr

@@ -116,3 +116,23 @@ def test_errors_name_the_value():
             write(**arguments | {"cos": torch.zeros(3, 1, 16)[..., ::2]}, impl="triton")
         with pytest.raises(ValueError, match="shapes do not fit"):
             write(**arguments | {"v": torch.zeros(7, 2, 6)}, impl="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("options", [{}, {"heads": 32, "kv_heads": 8, "dim": 128, "width": 128}, {"interleaved": True}], ids=str)
+def test_on_a_card(options, dtype):
+    """Triton and torch both come to what torch says in float64."""
+    pytest.importorskip("triton")
+    tolerance = {torch.bfloat16: 4e-2, torch.float16: 5e-3, torch.float32: 1e-5}[dtype]
+    exact = call(**options)[0]
+    wanted = write(**exact)
+    for impl in ("triton", "torch"):
+        mine = call(**options, dtype=dtype)[0]
+        norms = mine["norms"]
+        there = {name: x.cuda() for name, x in mine.items() if isinstance(x, torch.Tensor)}
+        there |= {"norms": Norms(norms.q.cuda(), norms.k.cuda(), norms.eps), "interleaved": mine["interleaved"]}
+        got = write(**there, impl=impl)
+        for a, b in ((got, wanted), (there["k"], exact["k"]), (there["v"], exact["v"])):
+            torch.testing.assert_close(a.double().cpu(), b, rtol=tolerance, atol=tolerance)

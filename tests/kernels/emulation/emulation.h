@@ -137,7 +137,7 @@ template <class Act> void meet(Meeting &meeting, int seat, int count, const char
 template <class Act> void meet_warp(const char *what, void *argument, Act act) {
     meet(warps[current / 32], current % 32, 32, what, argument, act);
 }
-inline void run_block(unsigned index) {
+[[gnu::noinline]] inline void run_block(unsigned index) {
     blockIdx = {index, 0, 0};
     std::memset(shared.data(), 0xff, shared.size());
     block = Meeting{};

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a card: the random views of the emulation, long contexts, no waiting for the host, graphs."""
+"""The fast twins of attention on a card: the random views of the emulation, long contexts, no waiting for the host, graphs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from random_views import random_views
 
-from forethought.kernels import attention, cuda_build
+from forethought.kernels import attention
 from forethought.kernels.rotary import Rotary
 from forethought.kernels.views import Views
 
@@ -19,12 +19,17 @@ ROTARIES = [Rotary(torch.tensor([1.0, 0.2, 0.01]), interleaved) for interleaved 
 dtypes = pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16, BFLOAT16], ids=lambda dtype: str(dtype)[6:])
 
 
-@pytest.fixture(autouse=True)
-def _compiler():
-    try:
-        cuda_build.nvcc()
-    except RuntimeError as error:
-        pytest.skip(str(error))
+@pytest.fixture(autouse=True, params=["cuda", "triton"])
+def implementation(request, monkeypatch):
+    """Which one :func:`attend` runs."""
+    if request.param not in attention.IMPLEMENTATIONS:
+        pytest.skip(f"no impl={request.param!r}")
+    if (why := attention.refused(request.param, torch.device("cuda"))) is not None:
+        pytest.skip(f"{request.param}: {why}")
+    monkeypatch.setitem(globals(), "IMPLEMENTATION", request.param)
+
+
+IMPLEMENTATION = ""
 
 
 def on_card(*tensors):
@@ -32,7 +37,7 @@ def on_card(*tensors):
 
 
 def attend(q, k, v, views, **options):
-    return attention.attend(q, k, v, views, impl="cuda", need_lse=True, **options)
+    return attention.attend(q, k, v, views, impl=IMPLEMENTATION, need_lse=True, **options)
 
 
 @dtypes
