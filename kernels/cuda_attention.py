@@ -2,8 +2,8 @@
 
 Reads the work list that the Triton twin reads too (:mod:`~forethought.kernels.work`). For compute capability 8.0 and
 later; float16, bfloat16 and float32; heads whose sizes are multiples of 16 bytes, up to 256 numbers. Exact: products
-of two-byte types on tensor cores with float32 sums, float32 by plain arithmetic. A NaN in V reaches the queries of an
-item together; anything else only who sees it. Bytes it moves: in the source's head.
+of two-byte types on tensor cores with float32 sums, float32 by plain arithmetic. A NaN or infinity reaches the queries
+that see its slot, and no others. Bytes it moves: in the source's head.
 """
 
 from __future__ import annotations
@@ -123,8 +123,9 @@ def launch(
     for name, x in {"q": q, "k": k, "v": v}.items():
         if x.dtype != q.dtype or x.device != q.device:
             raise ValueError(f"q is {q.dtype} on {q.device}, but {name} is {x.dtype} on {x.device}")
-        if (x.numel() and x.stride(2) != 1) or any(n * x.itemsize % 16 for n in x.stride()[:2]) or x.data_ptr() % 16:
+        if x is not q and not _fits(x):
             raise ValueError(f"impl='cuda' reads 16 bytes at once, but {name} begins at {x.data_ptr()} with strides {x.stride()}")
+    q = q if _fits(q) else q.clone(memory_format=torch.contiguous_format)
     out = q.new_empty(queries, heads, dim_v)
     lse = q.new_empty(queries, heads, dtype=torch.float32)
     sinks = None if sinks is None else sinks.to(q.device, torch.float32).contiguous()
@@ -149,6 +150,12 @@ def launch(
     function: Callable[..., int] = getattr(library, f"forethought_attend_{str(q.dtype)[6:]}")
     _check(library, function(ctypes.byref(call), ctypes.c_void_p(stream)))
     return out, lse
+
+
+def _fits(x: Tensor) -> bool:
+    """Whether every head of ``x`` [rows, heads, dim] is dense and begins at a multiple of 16 bytes."""
+    steps = (n * x.itemsize for n, size in zip(x.stride()[:2], x.shape[:2], strict=True) if size > 1)
+    return x.numel() == 0 or (x.stride(2) == 1 and x.data_ptr() % 16 == 0 and not any(step % 16 for step in steps))
 
 
 def _pointer(x: Tensor | None) -> int | None:

@@ -163,7 +163,31 @@ __device__ void score(float (&scores)[S::OWN / 8][4], const typename S::T *q, co
     }
 }
 
-// sums [16, WIDTH] += weights [16, OWN] of V, spread alike.
+// sums [16, WIDTH] += weights [16, OWN] of V, spread alike, by plain arithmetic. APART: what a row does not see cannot harm
+// it, whatever it is.
+template <class S, bool APART>
+__device__ void gather_plainly(float (&sums)[WIDTH / 8][4], const float (&weights)[S::OWN / 8][4], const typename S::T *v,
+                               int lane) {
+    v += lane % 4 * 2;
+#pragma unroll 1
+    for (int key = 0; key < S::OWN; key++, v += S::STRIDE) {
+        float w0 = 0, w1 = 0;
+#pragma unroll
+        for (int i = 0; i < S::OWN / 4; i++) { // an array in registers cannot be indexed
+            if (key / 8 == i / 2 && key % 2 == i % 2) w0 = weights[i / 2][i % 2], w1 = weights[i / 2][2 + i % 2];
+        }
+        w0 = __shfl_sync(FULL_WARP, w0, (lane & ~3) | (key % 8 / 2));
+        w1 = __shfl_sync(FULL_WARP, w1, (lane & ~3) | (key % 8 / 2));
+#pragma unroll
+        for (int d = 0; d < WIDTH; d += 8) {
+            const float x = widen(v[d]), y = widen(v[d + 1]);
+            if (!APART || w0 != 0) sums[d / 8][0] += w0 * x, sums[d / 8][1] += w0 * y;
+            if (!APART || w1 != 0) sums[d / 8][2] += w1 * x, sums[d / 8][3] += w1 * y;
+        }
+    }
+}
+
+// The same on tensor cores where they take the type: a NaN in V is then one of all rows.
 template <class S>
 __device__ void gather(float (&sums)[WIDTH / 8][4], const float (&weights)[S::OWN / 8][4], const typename S::T *v, int lane) {
     if constexpr (S::TENSOR) {
@@ -182,20 +206,27 @@ __device__ void gather(float (&sums)[WIDTH / 8][4], const float (&weights)[S::OW
             }
         }
     } else {
-        v += lane % 4 * 2;
+        gather_plainly<S, false>(sums, weights, v, lane);
+    }
+}
+
+// Whether a warp's keys of V hold a NaN or an infinity.
+template <class S> __device__ bool spoilt(const typename S::T *v, int dim_v, int lane) {
+    struct alignas(16) {
+        uint32_t of[4];
+    } words;
+    bool found = false;
+    for (int i = lane; i < S::OWN * S::CHUNKS; i += 32) {
+        if (i % S::CHUNKS * S::CHUNK >= dim_v) continue;
+        words = *reinterpret_cast<const decltype(words) *>(v + i / S::CHUNKS * S::STRIDE + i % S::CHUNKS * S::CHUNK);
 #pragma unroll
-        for (int key = 0; key < S::OWN; key++) {
-            const int holder = (lane & ~3) | (key % 8 / 2);
-            const float w0 = __shfl_sync(FULL_WARP, weights[key / 8][key % 2], holder);
-            const float w1 = __shfl_sync(FULL_WARP, weights[key / 8][2 + key % 2], holder);
-#pragma unroll
-            for (int d = 0; d < WIDTH; d += 8) {
-                const float2 x = *reinterpret_cast<const float2 *>(v + key * S::STRIDE + d);
-                sums[d / 8][0] += w0 * x.x, sums[d / 8][1] += w0 * x.y;
-                sums[d / 8][2] += w1 * x.x, sums[d / 8][3] += w1 * x.y;
-            }
+        for (int w = 0; w < 4; w++) {
+            constexpr uint32_t ENDLESS = exponent_bits<typename S::T>;
+            found |= (words.of[w] & ENDLESS) == ENDLESS;
+            if (S::TENSOR) found |= (words.of[w] >> 16 & ENDLESS) == ENDLESS;
         }
     }
+    return __any_sync(FULL_WARP, found);
 }
 
 template <class T> __device__ void put4(T *to, const float (&x)[4]) {
@@ -207,7 +238,7 @@ template <class T> __device__ void put4(T *to, const float (&x)[4]) {
     *reinterpret_cast<decltype(four) *>(to) = four;
 }
 
-template <class S> __global__ void __launch_bounds__(S::THREADS) attend_items(const __grid_constant__ Call call) {
+template <class S> __global__ void __launch_bounds__(S::THREADS, 1) attend_items(const __grid_constant__ Call call) {
     using T = typename S::T;
     DYNAMIC_SHARED(memory);
     Shared<S> &shared = *reinterpret_cast<Shared<S> *>(memory);
@@ -367,7 +398,11 @@ template <class S> __global__ void __launch_bounds__(S::THREADS) attend_items(co
                     sums[d][2] *= shrink[1], sums[d][3] *= shrink[1];
                 }
             }
-            gather<S>(sums, scores, shared.v[tile % S::STAGES] + begin * S::STRIDE, lane);
+            const T *v = shared.v[tile % S::STAGES] + begin * S::STRIDE;
+            if (open || !spoilt<S>(v, call.dim_v, lane))
+                gather<S>(sums, scores, v, lane);
+            else
+                gather_plainly<S, true>(sums, scores, v, lane);
         }
         note(tile + S::STAGES, next_row[0], next_position[0]);
     }

@@ -13,6 +13,11 @@ struct Bfloat {
     uint16_t bits;
 };
 
+// All ones in NaN and infinity.
+template <class T> constexpr uint32_t exponent_bits = 0x7f800000;
+template <> constexpr uint32_t exponent_bits<Half> = 0x7c00;
+template <> constexpr uint32_t exponent_bits<Bfloat> = 0x7f80;
+
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define LAUNCH(kernel, blocks, threads, bytes, stream, ...) kernel<<<blocks, threads, bytes, stream>>>(__VA_ARGS__)
 

@@ -22,7 +22,7 @@
 #define __global__
 #define __device__
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define DYNAMIC_SHARED(name) unsigned char *const name = emulation::shared.data()
 #define LAUNCH(kernel, blocks, threads, bytes, stream, ...) \
     ((void)(stream), emulation::launch(blocks, threads, bytes, [=] { kernel(__VA_ARGS__); }))
@@ -218,6 +218,11 @@ struct Half {
 struct Bfloat {
     uint16_t bits;
 };
+// All ones in NaN and infinity.
+template <class T> constexpr uint32_t exponent_bits = 0x7f800000;
+template <> constexpr uint32_t exponent_bits<Half> = 0x7c00;
+template <> constexpr uint32_t exponent_bits<Bfloat> = 0x7f80;
+
 inline float widen(float x) { return x; }
 inline float widen(Half x) { return emulation::half_to_float(x.bits); }
 inline float widen(Bfloat x) {
