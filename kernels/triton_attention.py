@@ -137,6 +137,20 @@ def _angles(views: Views, work: Work, rotary: Rotary) -> tuple[Tensor, Tensor]:
     key = ("angles", id(work), id(rotary.frequencies))
     found = views.plans.get(key)
     if found is None:
-        cos, sin = rotary.cos_sin(work.pairs[:, 3])
+        there = Rotary(_moved(rotary.frequencies, work.pairs.device), rotary.interleaved)
+        cos, sin = there.cos_sin(work.pairs[:, 3])
         found = views.plans[key] = (rotary, work, cos.float().contiguous(), sin.float().contiguous())
     return found[2], found[3]
+
+
+_elsewhere: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+
+
+def _moved(frequencies: Tensor, device: torch.device) -> Tensor:
+    """``frequencies`` on the device; moved there once, because a copy from pageable memory waits for the device."""
+    if frequencies.device == device:
+        return frequencies
+    key = (id(frequencies), device)
+    if key not in _elsewhere:
+        _elsewhere[key] = frequencies, frequencies.to(device)
+    return _elsewhere[key][1]
