@@ -25,6 +25,9 @@ WIDEST = 256
 INTERPRETED = not isinstance(attend_items, triton.JITFunction)
 """Whether Triton's interpreter runs the kernels, on the CPU: TRITON_INTERPRET=1 when triton was first imported."""
 MERGED_AT_ONCE = 8
+"""Partial results that the merge reads in one go."""
+FUSED: dict[str, Any] = {"enable_fp_fusion": True}
+"""Said, because versions of Triton differ in what they take for granted."""
 
 
 def refuses(device: torch.device, dtype: torch.dtype | None = None, dim: int = 1, dim_v: int = 1) -> str | None:
@@ -113,17 +116,18 @@ def attend(
         "LSE": part_lse is not None, "TURNED": cos is not None, "HALF": 0 if cos is None else cos.shape[1],
         "INTERLEAVED": cos is not None and rotary is not None and rotary.interleaved,
     }  # fmt: skip
-    for config, begin, end, queries in ((small, 0, work.few, few), (large, work.few, len(work.items), work.most_pairs)):
-        if begin < end:
-            grid = ((end - begin) * kv_heads, -(-min(queries, work.most_pairs) * group // config.rows))
-            attend_items[grid](
-                q, k, v, part, part_lse, work.items, work.open, work.pairs, work.slots, work.slot_positions, work.tree, cos, sin,
-                sinks, q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), begin, scale, softcap or 0.0,
-                **options, ROWS=config.rows, BLOCK=config.block, num_warps=config.warps, num_stages=config.stages)  # fmt: skip
-    if partial and len(views.positions):
-        merge_pairs[(len(views.positions), heads)](
-            part, part_lse, out, lse, work.merge_ptr, work.merge_list, sinks, HEADS=heads, DIM_V=dim_v, WIDE_V=power(dim_v),
-            BLOCK=MERGED_AT_ONCE, SINKS=sinks is not None, LSE=lse is not None)  # fmt: skip
+    with torch.cuda.device_of(q):  # where Triton launches
+        for config, begin, end, queries in ((small, 0, work.few, few), (large, work.few, len(work.items), work.most_pairs)):
+            if begin < end:
+                grid = ((end - begin) * kv_heads, -(-min(queries, work.most_pairs) * group // config.rows))
+                attend_items[grid](
+                    q, k, v, part, part_lse, work.items, work.open, work.pairs, work.slots, work.slot_positions, work.tree,
+                    cos, sin, sinks, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], begin, scale, softcap or 0.0, **options,
+                    ROWS=config.rows, BLOCK=config.block, num_warps=config.warps, num_stages=config.stages, **FUSED)  # fmt: skip
+        if partial and len(views.positions):
+            merge_pairs[(len(views.positions), heads)](
+                part, part_lse, out, lse, work.merge_ptr, work.merge_list, sinks, HEADS=heads, DIM_V=dim_v, WIDE_V=power(dim_v),
+                BLOCK=MERGED_AT_ONCE, SINKS=sinks is not None, LSE=lse is not None, **FUSED)  # fmt: skip
     return out, lse
 
 

@@ -60,7 +60,7 @@ def _walk(
     return sums, top, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_item"])
 def attend_items(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, items_ptr, open_ptr, pairs_ptr, slots_ptr, positions_ptr, tree_ptr,
     cos_ptr, sin_ptr, sinks_ptr, q_token, q_head, k_slot, k_head, v_slot, v_head, first_item, scale, softcap,
@@ -90,7 +90,7 @@ def attend_items(
         tree = tl.load(tree_ptr + query, mask=real, other=0)
 
     d, dv = tl.arange(0, WIDE), tl.arange(0, WIDE_V)
-    q_rows = q_ptr + query[:, None] * q_token + head[:, None] * q_head
+    q_rows = q_ptr + query[:, None] * q_token + head.to(tl.int64)[:, None] * q_head
     inside = real[:, None] & (d[None, :] < DIM)
     q = tl.load(q_rows + d[None, :], mask=inside, other=0.0)
     if TURNED:
@@ -110,8 +110,8 @@ def attend_items(
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, WIDE_V], tl.float32)
-    k_ptr += kv_head * k_head
-    v_ptr += kv_head * v_head
+    k_ptr += kv_head.to(tl.int64) * k_head
+    v_ptr += kv_head.to(tl.int64) * v_head
     wide, wide_end = begin, end
     if MASKED:
         wide, wide_end = tl.load(open_ptr + 2 * index), tl.load(open_ptr + 2 * index + 1)
@@ -215,6 +215,8 @@ def write_tokens(
     sin = tl.load(sin_ptr + token * sin_token + d, mask=turns, other=0.0).to(tl.float32)[None, :]
     y = tl.where(is_v[:, None], x, (y * cos + z * sin).to(x.dtype))
     is_k = (head >= HEADS) & (head < HEADS + KV_HEADS)
+    k_at = slot * k_slot + (head - HEADS).to(tl.int64) * k_head
+    v_at = slot * v_slot + (head - HEADS - KV_HEADS).to(tl.int64) * v_head
     tl.store(q_ptr + (token * HEADS + head[:, None]) * DIM + d[None, :], y, mask=inside & is_q[:, None])
-    tl.store(k_ptr + slot * k_slot + (head - HEADS)[:, None] * k_head + d[None, :], y, mask=inside & is_k[:, None])
-    tl.store(v_ptr + slot * v_slot + (head - HEADS - KV_HEADS)[:, None] * v_head + d[None, :], y, mask=inside & is_v[:, None])
+    tl.store(k_ptr + k_at[:, None] + d[None, :], y, mask=inside & is_k[:, None])
+    tl.store(v_ptr + v_at[:, None] + d[None, :], y, mask=inside & is_v[:, None])

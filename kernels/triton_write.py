@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .triton_attention import power
+from .triton_attention import FUSED, power
 from .triton_kernels import write_tokens
 
 if TYPE_CHECKING:
@@ -30,9 +30,10 @@ def write(
         raise ValueError(f"shapes do not fit: {shapes}")
     q = torch.empty(tokens, heads, dim, dtype=qkv.dtype, device=qkv.device)
     if tokens:
-        write_tokens[(tokens, -(-every // HEADS_AT_ONCE))](
-            qkv, cos, sin, slots, q, k, v, *((None, None) if norms is None else norms[:2]),
-            qkv.stride(0), qkv.stride(1), cos.stride(0), sin.stride(0), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-            0.0 if norms is None else norms.eps, HEADS=heads, KV_HEADS=kv_heads, DIM=dim, WIDE=power(dim), WIDTH=width,
-            AT_ONCE=HEADS_AT_ONCE, NORMED=norms is not None, INTERLEAVED=interleaved, num_warps=HEADS_AT_ONCE)  # fmt: skip
+        with torch.cuda.device_of(qkv):
+            write_tokens[(tokens, -(-every // HEADS_AT_ONCE))](
+                qkv, cos, sin, slots, q, k, v, *((None, None) if norms is None else norms[:2]), *qkv.stride()[:2],
+                cos.stride(0), sin.stride(0), *k.stride()[:2], *v.stride()[:2], 0.0 if norms is None else norms.eps,
+                HEADS=heads, KV_HEADS=kv_heads, DIM=dim, WIDE=power(dim), WIDTH=width, AT_ONCE=HEADS_AT_ONCE,
+                NORMED=norms is not None, INTERLEAVED=interleaved, num_warps=HEADS_AT_ONCE, **FUSED)  # fmt: skip
     return q
