@@ -49,11 +49,11 @@ def choose(impl: str = "auto", device: torch.device | None = None) -> tuple[str,
 def _best(device: torch.device, dtype: torch.dtype | None, dim: int, dim_v: int) -> tuple[str, str]:
     """What ``auto`` runs there on heads of these sizes, and why."""
     if device.type == "cpu":
-        return "torch", "on a CPU nothing is faster"
+        return "torch", "the one for a CPU"
     refusals: list[str] = []
     for name in FAST:
         if (why := refused(name, device, dtype, dim, dim_v)) is None:
-            return name, "; ".join(["the fastest that runs here", *refusals])
+            return name, "; ".join(["preferred on a GPU", *refusals])
         refusals.append(f"{name}: {why}")
     return "torch", "; ".join(refusals)
 

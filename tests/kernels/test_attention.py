@@ -548,13 +548,13 @@ def test_errors_name_the_value(write, change, message):
 def test_choose_says_what_runs_and_why(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert choose("torch", cuda) == ("torch", "asked for")
-    assert choose(device=cpu) == ("torch", "on a CPU nothing is faster")
+    assert choose(device=cpu) == ("torch", "the one for a CPU")
     fast = next(iter(attention.FAST))
     reasons: dict[str, str] = {}
     fake = SimpleNamespace(refuses=lambda device, dtype, dim, dim_v: reasons.get(device.type))
     monkeypatch.setattr(attention, "_module", lambda name: fake)
     monkeypatch.setattr(attention, "_best", attention._best.__wrapped__)
-    assert choose("auto", cuda) == (fast, "the fastest that runs here")
+    assert choose("auto", cuda) == (fast, "preferred on a GPU")
     assert choose(fast, cuda) == (fast, "asked for")
     reasons["cuda"] = "an old card"
     name, why = choose("auto", cuda)
