@@ -29,7 +29,7 @@ from ..verifiers.verifier import Verifier
 from . import machine
 from .config import build, compose, expand, options
 from .folder import RunFolder
-from .judging import Judgements, Remembered, enrol, plain, unfinished, verifier_of
+from .judging import Clock, Judgements, Remembered, enrol, plain, unfinished, verifier_of
 from .results import KS, Results, show
 from .solve import ask, load
 
@@ -65,9 +65,9 @@ class Split:
     """Where the time of a run went; seconds."""
 
     verifying: float = 0.0
-    """By the truth; summed over problems that overlap."""
+    """In which the truth judged a problem."""
     choosing: float = 0.0
-    """By the verifier that answers are chosen by, likewise."""
+    """In which the verifier that answers are chosen by did."""
     writing: float = 0.0
     wall: float = 0.0
     draws: int = 0
@@ -126,7 +126,8 @@ def evaluate_one(config: DictConfig) -> Results | None:
             return None
         except ExceptionGroup as several:  # of problems that ran side by side; the first one is what went wrong
             raise several.exceptions[0] from None
-        work.split.choosing = chooser.seconds if chooser else 0.0
+        work.split.verifying = work.clock.seconds
+        work.split.choosing = chooser.clock.seconds if chooser else 0.0
         work.split.wall = time.perf_counter() - start
         results = Results.of(path, plan.ks, parameters=model.info.parameters, split=_timing(work.split, engine))
         folder.write("results.json", json.dumps(results.to_json(), indent=1) + "\n")
@@ -139,6 +140,8 @@ class _Work:
     def __init__(self, folder: RunFolder, strategy: Strategy, truth: Verifier, seed: int) -> None:
         self.folder, self.strategy, self.truth, self.seed = folder, strategy, truth, seed
         self.split = Split()
+        self.clock = Clock()
+        """Of the truth's verdicts."""
         self._known: dict[str, dict[int, Completion]] = {}
         for row in folder.read("samples"):
             self._known.setdefault(row["problem"], {})[row["index"]] = Completion.from_json(row["completion"])
@@ -173,9 +176,8 @@ class _Work:
         with self._writing():
             self._judged.add(problem, [(completion, verdict) for completion, said in drawn for verdict in said])
         todo = self._judged.lacking(self.truth.name, problem, [completion for completion, _ in drawn])
-        begin = time.perf_counter()
-        verdicts = await self.truth.ajudge(problem, [completion.text for completion in todo])
-        self.split.verifying += time.perf_counter() - begin
+        with self.clock.running():
+            verdicts = await self.truth.ajudge(problem, [completion.text for completion in todo])
         self.split.counts.update(verdict.status for verdict in verdicts)
         with self._writing():
             self._judged.add(problem, list(zip(todo, verdicts, strict=True)))

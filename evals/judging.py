@@ -47,19 +47,40 @@ class Judgements:
         self._folder.append("verdicts", rows)
 
 
+class Clock:
+    """Seconds in which at least one of several things that overlap was under way. For one event loop."""
+
+    def __init__(self) -> None:
+        self._closed, self._begun, self._under_way = 0.0, 0.0, 0
+
+    @property
+    def seconds(self) -> float:
+        return self._closed + (time.perf_counter() - self._begun if self._under_way else 0.0)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        if not self._under_way:
+            self._begun = time.perf_counter()
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._closed += time.perf_counter() - self._begun
+
+
 class Remembered(Verifier):
     """``verifier``, but for texts of which its verdict is known, by (problem, text)."""
 
     def __init__(self, verifier: Verifier, known: Mapping[tuple[str, str], Verdict]) -> None:
         self.name, self._verifier, self._known = verifier.name, verifier, known
-        self.seconds = 0.0
-        """It has taken, summed over problems that overlap."""
+        self.clock = Clock()
 
     async def ajudge(self, problem: Problem, candidates: Sequence[str]) -> list[Verdict]:
         todo = [text for text in candidates if (problem.id, text) not in self._known]
-        begin = time.perf_counter()
-        new = iter(await self._verifier.ajudge(problem, todo) if todo else [])
-        self.seconds += time.perf_counter() - begin
+        with self.clock.running():
+            new = iter(await self._verifier.ajudge(problem, todo) if todo else [])
         return [self._known.get((problem.id, text)) or next(new) for text in candidates]
 
     def close(self) -> None:

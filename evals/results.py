@@ -171,8 +171,8 @@ def show(results: Results) -> str:
         timing = results.timing
         speed = f"{amount(timing['tokens_per_second'])} tokens/s"
         drawing = f"{timing['wall_seconds']:.1f} s for {timing['draws']:,} new draws, {speed}"
-        judging = timing["verifying_seconds"] + timing["choosing_seconds"]
-        lines += ["", f"{drawing}; judging {judging:.1f} s, writing {timing['writing_seconds']:.1f} s"]
+        judging = f"choosing {timing['choosing_seconds']:.1f} s, judging {timing['verifying_seconds']:.1f} s"
+        lines += ["", f"{drawing}; beside it {judging}, writing {timing['writing_seconds']:.1f} s"]
         parts = ", ".join(f"{part} {timing[f'{part}_seconds']:.1f} s" for part in PARTS if f"{part}_seconds" in timing)
         busy = f"{timing['rows_busy']:.1%} of rows busy until the queue was empty" if "rows_busy" in timing else ""
         lines += [f"the engine: {'; '.join(filter(None, (parts, busy)))}"] if parts else []
