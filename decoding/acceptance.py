@@ -88,14 +88,22 @@ def match(ids: Sequence[int], parents: Sequence[int], targets: Sequence[int]) ->
 
     ``targets`` [n + 1]: the token drawn from the target's law at the root and at each node; those off the path do not matter.
     """
-    children = _children(ids, parents)
-    if len(targets) != len(children):
+    if len(ids) != len(parents):
+        raise ValueError(f"{len(ids)} drafted tokens with {len(parents)} parents")
+    if len(targets) != len(ids) + 1:
         raise ValueError(f"{len(targets)} target tokens for {len(ids)} drafted ones: the root and each node has one")
-    node, path, emitted = 0, list[int](), list[int]()
+    places: dict[tuple[int, int], int] = {}
+    node = len(ids)
+    for place in zip(reversed(parents), reversed(ids), strict=True):
+        if not 0 <= place[0] < node:
+            raise _late(place[0], node)
+        places[place] = node  # of twins the first one is left
+        node -= 1
+    path, emitted = list[int](), list[int]()
     while True:
         token = targets[node]
         emitted.append(token)
-        node = next((child for child in children[node] if ids[child - 1] == token), 0)
+        node = places.get((node, token), 0)
         if not node:
             return Accepted(path, emitted)
         path.append(node)
@@ -200,9 +208,13 @@ def _children(ids: Sequence[int], parents: Sequence[int]) -> list[list[int]]:
     children: list[list[int]] = [[] for _ in range(len(ids) + 1)]
     for node, parent in enumerate(parents, 1):
         if not 0 <= parent < node:
-            raise ValueError(f"node {node} has parent {parent}: a parent comes before its child, the root is 0")
+            raise _late(parent, node)
         children[parent].append(node)
     return children
+
+
+def _late(parent: int, node: int) -> ValueError:
+    return ValueError(f"node {node} has parent {parent}: a parent comes before its child, the root is 0")
 
 
 def _fit(ids: Sequence[int], p: Table, q: Table | None, rows: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -31,12 +31,16 @@ SHAPES = 16
 """Proposals remembered, one a row."""
 WATCHED = 4
 """Rows of a step that acceptance is learnt from, and that a source which does not pay is asked for, at most."""
+SEEN = 16
+"""Observations of a step's time that count: the last ones."""
 RATE = 0.03
 """Weight of a new observation, once there are many."""
 GRID: list[int] = [*range(1, 16), *(m << e for e in range(1, 10) for m in range(8, 16))]
 """Sizes that times are learnt at: all to 16, then eight an octave."""
 MARGIN = 0.1
 """Drafts must promise so many tokens a row, or the noise of what is learnt would be chased."""
+PRICED = 8
+"""Steps for which the price of a draft's nodes stands."""
 BINS = 16
 """Of scores, two an octave."""
 DEPTHS = 6
@@ -75,7 +79,7 @@ class Curve:
         recent = self._recent.get(at)
         if recent is None:
             hopeful = self(at)  # or one unlucky first try would be the last
-            recent = self._recent[at] = deque([hopeful] if hopeful else [], maxlen=16)
+            recent = self._recent[at] = deque([hopeful] if hopeful else [], maxlen=SEEN)
             self._sizes = sorted(self._recent)
         recent.append(seconds)
         self._median[at] = sorted(recent)[(len(recent) - 1) // 2]
@@ -84,7 +88,7 @@ class Curve:
             least = self._known[other] = min(least, self._median[other])
 
     def seen(self, size: int) -> int:
-        """How much is known of such a size, up to 16."""
+        """How much is known of such a size, up to ``SEEN``."""
         return len(self._recent.get(_near(size), ()))
 
     @property
@@ -168,10 +172,14 @@ class Record:
 
     def values(self, tree: Tree, trust: float = 1.0) -> list[float]:
         """What each node is worth; no two are equal, none is worth more than its parent."""
-        values, depths = [1.0], [0]
-        for j, (parent, score) in enumerate(zip(tree.parents, tree.scores, strict=True)):
-            depths.append(depths[parent] + 1)
-            values.append(min(values[parent], trust * self.worth(score, depths[-1]) * (1 - 1e-5 * j)))
+        values, depths, shade, cell = [1.0], [0], trust, self._cell
+        for parent, score in zip(tree.parents, tree.scores, strict=True):
+            depth = depths[parent] + 1
+            depths.append(depth)
+            value = shade * cell(score, depth).value
+            above = values[parent]
+            values.append(value if value < above else above)
+            shade -= 1e-5 * trust
         return values[1:]
 
     def outlook(self) -> list[tuple[int, list[float]]]:
@@ -213,17 +221,19 @@ class Pace:
     def __init__(self, sources: int, most: int) -> None:
         self.plain = Curve()
         """T(q): seconds of a step without drafts by new tokens in the call, which are its rows."""
-        self._steps: dict[int, Curve] = {}
+        self._steps = defaultdict[int, Curve](Curve)
         self.records = [Record() for _ in range(sources)]
         self.most = most
         self._sizes = [size for size in (1, *(m << e for e in range(12) for m in (2, 3))) if size < most] + [most]
-        self._rates: dict[int, Mean] = {}
-        self._whole: dict[int, Curve] = {}
-        self._gains: dict[int, Mean] = {}
+        self._rates = defaultdict[int, Mean](Mean)
+        self._whole = defaultdict[int, Curve](Curve)
+        self._gains = defaultdict[int, Mean](Mean)
         """By octave of rows: tokens that steps gained by asking sources, over what their time gives without drafts."""
         self._closed: dict[int, tuple[int, int]] = {}
         """By octave of rows: until which step nothing is drafted, and for how many the next time."""
         self._counted = 0
+        self._prices: dict[tuple[int, float], dict[int, float]] = {}
+        """By rows and weight: what verifying so many nodes costs, in tokens; forgotten every so many steps."""
 
     def rate(self, rows: int) -> float:
         """Tokens per second that can be had in steps of so many rows: what was lately, and no less than without drafts."""
@@ -233,17 +243,23 @@ class Pace:
     def count(self, rows: int, called: int, emitted: int, seconds: float, asking: float) -> None:
         """A step of ``rows`` rows and ``called`` new tokens in the call is over; proposals took ``asking`` seconds more."""
         self._counted += 1
-        (self.step(rows) if called > rows else self.plain).add(called, seconds)
-        self._rates.setdefault(_near(rows), Mean()).add((seconds + asking) / emitted)
+        if self._counted % PRICED == 0:
+            self._prices.clear()
+        curve = self.step(rows) if called > rows else self.plain
+        learn = self._counted % 2 == 0 or curve.seen(called) < SEEN  # else every other step says enough
+        if learn:
+            curve.add(called, seconds)
+        self._rates[_near(rows)].add((seconds + asking) / emitted)
         if asking and not any(record.probing for record in self.records):
-            whole = self._whole.setdefault(rows.bit_length(), Curve())
-            whole.add(called, seconds + asking)
+            whole = self._whole[rows.bit_length()]
+            if learn:
+                whole.add(called, seconds + asking)
             spent = min(seconds + asking, 2 * whole(called))  # hiccups do not count
-            self._gains.setdefault(rows.bit_length(), Mean()).add(emitted - spent * rows / (self.plain(rows) or seconds))
+            self._gains[rows.bit_length()].add(emitted - spent * rows / (self.plain(rows) or seconds))
 
     def step(self, rows: int) -> Curve:
         """T(q) with drafts, proposals left out, for about so many rows: q tokens of many rows take longer than of few."""
-        return self._steps.setdefault(rows.bit_length(), Curve())
+        return self._steps[rows.bit_length()]
 
     def time(self, rows: int, tokens: float) -> float:
         """Expected seconds of a step of ``rows`` rows with drafts and so many new tokens."""
@@ -328,16 +344,18 @@ class Pace:
         ``values``: their acceptance, descending: calibrated, and times how much more or less than expected was accepted of
         the row's drafts lately. ``weight``: how many nodes each stands for.
         """
-        rate, base = self.rate(rows), self.plain(rows)
+        prices = self._prices.setdefault((rows, weight), {})
         largest = max(self.step(rows).largest, self.plain.largest)
         last = min(len(values), int(max(4, 2 * largest - rows) / weight))  # no leap into the unknown
         best, most, total = 0, MARGIN * rows, 0.0
         for k, value in enumerate(values[:last], 1):
             total += value
             if k == last or k + rows in _ON_GRID:
-                gained = weight * total - rate * (self.time(rows, rows + weight * k) - base)
-                if gained > most:
-                    best, most = k, gained
+                price = prices.get(k)
+                if price is None:
+                    price = prices[k] = self.rate(rows) * (self.time(rows, rows + weight * k) - self.plain(rows))
+                if weight * total - price > most:
+                    best, most = k, weight * total - price
         return best, most if best else 0.0
 
     def floor(self, source: int) -> float:
