@@ -52,10 +52,10 @@ def nvcc_flags(width: int, arch: str) -> list[str]:
 @functools.cache
 def cuda_library(width: int, arch: str) -> ctypes.CDLL:
     """The kernels for heads of up to ``width`` numbers, compiled for ``arch`` on first use. ``RuntimeError`` if that fails."""
-    return library("attention.cu", [nvcc(), *nvcc_flags(width, arch), "-shared"])
+    return built("attention.cu", [nvcc(), *nvcc_flags(width, arch), "-shared"])
 
 
-def library(source: str, command: Sequence[str], more: Sequence[Path] = ()) -> ctypes.CDLL:
+def built(source: str, command: Sequence[str], more: Sequence[Path] = ()) -> ctypes.CDLL:
     """``csrc/<source>`` compiled by ``command``, from the cache if it was built before.
 
     ``more``: further files the result depends on. Raises ``RuntimeError`` with the compiler's words if it fails.

@@ -72,15 +72,15 @@ def compilations(log: Path) -> int:
 @has_gcc
 def test_built_once_and_again_when_anything_changes(sources, tmp_path):
     command, log = counting_compiler(tmp_path)
-    assert cuda_build.library("plus.cu", command).plus(2, 3) == 5
-    assert cuda_build.library("plus.cu", command).plus(2, 3) == 5
+    assert cuda_build.built("plus.cu", command).plus(2, 3) == 5
+    assert cuda_build.built("plus.cu", command).plus(2, 3) == 5
     assert compilations(log) == 1
-    cuda_build.library("plus.cu", [*command, "-O1"])
+    cuda_build.built("plus.cu", [*command, "-O1"])
     assert compilations(log) == 2
     (sources / "plus.cu").write_text(PLUS.replace("+ b", "+ b + 1"))
-    assert cuda_build.library("plus.cu", command).plus(2, 3) == 6
+    assert cuda_build.built("plus.cu", command).plus(2, 3) == 6
     (sources / "device.cuh").write_text("// a header")
-    cuda_build.library("plus.cu", command)
+    cuda_build.built("plus.cu", command)
     assert compilations(log) == 4
     assert cuda_build.cache_folder() == tmp_path / "cache" / "forethought" / "kernels"
     assert {path.suffix for path in cuda_build.cache_folder().iterdir()} == {".so", ".lock"}
@@ -90,7 +90,7 @@ def test_built_once_and_again_when_anything_changes(sources, tmp_path):
 def test_a_failed_build_shows_the_compilers_words_and_leaves_nothing(sources):
     (sources / "plus.cu").write_text("int broken(\n")
     with pytest.raises(RuntimeError, match=r"(?s)g\+\+ -shared .*plus\.cu.*failed \(1\).*error:"):
-        cuda_build.library("plus.cu", ["g++", "-shared", "-x", "c++"])
+        cuda_build.built("plus.cu", ["g++", "-shared", "-x", "c++"])
     assert not list(cuda_build.cache_folder().glob("*.so"))
 
 
@@ -99,12 +99,12 @@ def test_a_library_that_does_not_load_says_what_to_delete(sources, tmp_path):
     script.write_text('#!/bin/sh\nfor last; do :; done\ncase "$last" in --version) ;; *) echo junk > "$last" ;; esac\n')
     script.chmod(0o755)
     with pytest.raises(RuntimeError, match=r"cannot load .*delete it"):
-        cuda_build.library("plus.cu", [str(script)])
+        cuda_build.built("plus.cu", [str(script)])
 
 
 def test_no_compiler(sources, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="no-such-compiler"):
-        cuda_build.library("plus.cu", ["no-such-compiler"])
+        cuda_build.built("plus.cu", ["no-such-compiler"])
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(RuntimeError, match=f"no nvcc: CUDA_HOME='{tmp_path}'"):

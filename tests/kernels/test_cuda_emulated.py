@@ -42,7 +42,7 @@ def library(tmp_path_factory):
         command += [*"-shared -fPIC -x c++".split(), f"-DWIDTH={width}", f"-I{EMULATION}"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_CACHE_HOME", str(shared))
-            library = cuda_build.library("attention.cu", command, [*EMULATION.iterdir()])
+            library = cuda_build.built("attention.cu", command, [*EMULATION.iterdir()])
         cuda_attention.prepare(library)
         return library
 
