@@ -745,3 +745,8 @@ def test_trees_that_are_none_are_refused() -> None:
         without_replacement([1, 1], [0, 0], EVEN, EVEN, Never())
     with pytest.raises(ValueError, match="position=-1"):
         HashCoins(0, 0, 0, -1)
+
+
+def test_of_twins_the_first_one_stays() -> None:
+    found = match([5, 5, 7], [0, 0, 1], [5, 7, 0, 9])
+    assert (found.path, found.ids) == ([1, 3], [5, 7, 9])
