@@ -168,12 +168,12 @@ class TokenBatch:
         """ids, positions and slots, each [T], on ``device``."""
         return tuple(torch.from_numpy(a).to(device) for a in (self.ids, self.positions, self.slots))  # type: ignore[return-value]
 
-    def commit(self, kept: Sequence[Ints | None] | None = None) -> None:
+    def commit(self, kept: Sequence[Sequence[int] | None] | None = None) -> None:
         """Per row, which of its new tokens stay in the context (a path, in order; None: all); the other slots are freed."""
         overridden = self._overridden()
         for r, row in enumerate(self.rows):
             keep = None if kept is None else kept[r]
-            ids = row.ids if keep is None else [row.ids[i] for i in keep.tolist()]
+            ids = row.ids if keep is None else [row.ids[i] for i in keep]
             row.context.commit(ids, keep)
             if row.view or r in overridden:
                 row.context.plain = False

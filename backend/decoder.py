@@ -10,28 +10,30 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from ..kernels.views import Ints
 from ..schema import FinishReason
 from .batch import Output
 from .kv import KVPool
 from .model import Model
 from .request import Request, Row
 
+Numbers: TypeAlias = Tensor | Sequence[int]
+"""Whole numbers: a list, which is used as it is, or a tensor, which is read."""
+
 
 @dataclass(slots=True)
 class Draft:
     """Proposed tokens behind each row's root (its last token, whose KV is not there yet): a tree per row, flat."""
 
-    ids: Tensor
-    """[N] int64"""
-    parents: Tensor
-    """[N] int64, within the row: 0 is the root, ``j`` the row's ``j``-th drafted token; a parent comes before its child."""
-    row_ptr: Tensor
-    """[R + 1] int64"""
+    ids: Numbers
+    """[N]"""
+    parents: Numbers
+    """[N], within the row: 0 is the root, ``j`` the row's ``j``-th drafted token; a parent comes before its child."""
+    row_ptr: Numbers
+    """[R + 1]"""
     log_q: Tensor | None = None
     """[N, vocabulary] or [N]: log-probabilities the tokens were drawn from, where a rule needs them."""
     _lists: tuple[list[int], list[int], list[int]] | None = None
@@ -39,7 +41,7 @@ class Draft:
     def lists(self) -> tuple[list[int], list[int], list[int]]:
         """ids, parents and row pointers on the host."""
         if self._lists is None:
-            self._lists = self.ids.tolist(), self.parents.tolist(), self.row_ptr.tolist()
+            self._lists = _list(self.ids), _list(self.parents), _list(self.row_ptr)
         return self._lists
 
 
@@ -47,13 +49,13 @@ class Draft:
 class Decision:
     """What comes of a step, flat over the rows."""
 
-    emitted: Tensor
-    """[M] int64 token ids that become text."""
-    emitted_ptr: Tensor | None = None
+    emitted: Numbers
+    """[M] token ids that become text."""
+    emitted_ptr: Numbers | None = None
     """[R + 1]; None: one token each."""
-    kept: Tensor | None = None
-    """[K] int64, within the row (0 is the root): whose KV stays, a path from the root. None, with no draft: the root's."""
-    kept_ptr: Tensor | None = None
+    kept: Numbers | None = None
+    """[K], within the row (0 is the root): whose KV stays, a path from the root. None, with no draft: the root's."""
+    kept_ptr: Numbers | None = None
     pending: Mapping[int, list[int]] = field(default_factory=dict)
     """Row index -> the tokens to feed next; default: the last one emitted. Those not emitted are billed as injected."""
     embeddings: Mapping[int, Tensor] = field(default_factory=dict)
@@ -70,10 +72,10 @@ class Decision:
 
         Raises ``ValueError`` for a decision that does not fit: nothing may be committed on the word of a broken one.
         """
-        emitted = self.emitted.tolist()
+        emitted = _list(self.emitted)
         logprobs, certainty = ([] if found is None else found.tolist() for found in (self.logprobs, self.certainty))
         ends = _ends(self.emitted_ptr, len(tokens), len(emitted), "emitted")
-        kept = None if self.kept is None else self.kept.cpu().numpy()
+        kept = None if self.kept is None else _list(self.kept)
         if kept is None and draft is not None and len(draft.ids):
             raise ValueError(f"{len(draft.ids)} drafted tokens, and the decision does not say in kept which of them stay")
         parents = [] if draft is None else draft.lists()[1]
@@ -95,8 +97,8 @@ class Decision:
             if not pending and failed is None:
                 raise ValueError("a row that emits nothing must be given tokens to feed next")
             path = None if kept is None or not tokens[i] else kept[first:last]
-            if path is not None and not _is_path(path.tolist(), parents[begin : begin + tokens[i] - 1]):
-                raise ValueError(f"kept={path.tolist()}: a path from the root among the row's {tokens[i]} tokens")
+            if path is not None and not _is_path(path, parents[begin : begin + tokens[i] - 1]):
+                raise ValueError(f"kept={path}: a path from the root among the row's {tokens[i]} tokens")
             begin += max(0, tokens[i] - 1)
             shares.append(Share(ids, logprobs[start:end], certainty[start:end], pending, self.embeddings.get(i), path, failed))
             start, first = end, last
@@ -116,17 +118,23 @@ class Share(NamedTuple):
     certainty: list[float]
     pending: list[int]
     vector: Tensor | None
-    kept: Ints | None
+    kept: list[int] | None
     failed: Exception | None
 
 
-def _ends(ptr: Tensor | None, rows: int, items: int, name: str) -> Sequence[int]:
+def _list(numbers: Numbers) -> list[int]:
+    if isinstance(numbers, list):
+        return numbers
+    return list(numbers) if isinstance(numbers, Sequence) else numbers.tolist()
+
+
+def _ends(ptr: Numbers | None, rows: int, items: int, name: str) -> Sequence[int]:
     """One past each row's last item."""
     if ptr is None:
         if items != rows:
             raise ValueError(f"{name}: {items} tokens for {rows} rows; say in {name}_ptr whose they are")
         return range(1, rows + 1)
-    found: list[int] = ptr.tolist()
+    found = _list(ptr)
     if len(found) != rows + 1 or found != sorted(found) or (found[0], found[-1]) != (0, items):
         raise ValueError(f"{name}_ptr={found}: does not share {items} tokens out to {rows} rows")
     return found[1:]

@@ -19,6 +19,8 @@ from ..kernels.views import Ints
 RUN = 16
 """So many slots at once are given out where most are free side by side, with room to grow by :data:`GROWTH`: no gather then."""
 GROWTH = 256
+_WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bytes: types that numpy has, to move what it knows no type for."""
 
 
 class PoolFull(RuntimeError):
@@ -53,6 +55,8 @@ class KVPool:
             parts[heads, dim, device] = iter(self._blocks[-1].unbind())
         self.k = [next(parts[shape]) for shape in keys]
         self.v = [next(parts[shape]) for shape in values]
+        self._arrays = [block.view(_WHOLE[block.itemsize]).numpy() if block.is_cpu else None for block in self._blocks]
+        """The same for numpy, which moves a few slots sooner; on a CPU only."""
         self.compact = all(s.device.type == "cpu" for s in layers)
         """Whether slots side by side are worth a copy: there they are read in place, elsewhere one by one all the same."""
         self._refs = np.zeros(size, np.int32)
@@ -104,11 +108,12 @@ class KVPool:
         """One context fewer counts on ``slots`` (no slot twice)."""
         if not len(slots):
             return
-        left = self._refs[slots] - 1
-        if (left < 0).any():
-            raise ValueError(f"slots {slots[left < 0].tolist()} released more often than taken")
+        left, gone = self._refs[slots] - 1, slots
+        if left.any():
+            if (left < 0).any():
+                raise ValueError(f"slots {slots[left < 0].tolist()} released more often than taken")
+            gone = slots[left == 0]
         self._refs[slots] = left
-        gone = slots[left == 0]
         kept = int(np.count_nonzero(self._held[gone])) if len(gone) else 0
         self._cached += kept
         self._push(gone[~self._held[gone]] if kept else gone)
@@ -167,9 +172,12 @@ class KVPool:
 
     def move(self, source: Ints, target: Ints) -> None:
         """Copy what slots ``source`` hold to ``target``."""
-        for block in self._blocks:
-            index, onto = (torch.from_numpy(slots).to(block.device) for slots in (source, target))
-            block.index_copy_(1, onto, block.index_select(1, index))
+        for block, array in zip(self._blocks, self._arrays, strict=True):
+            if array is not None:
+                array[:, target] = array[:, source]
+            else:
+                index, onto = (torch.from_numpy(slots).to(block.device) for slots in (source, target))
+                block.index_copy_(1, onto, block.index_select(1, index))
 
     def _order(self, more: int) -> None:
         """Sort what came back, with ``more`` slots below it or all of them now and then, and put the longest run on top."""
@@ -251,7 +259,7 @@ class Context:
             self._positions[self.size : n] = np.arange(start, start + len(slots)) if positions is None else positions
         self.pending = len(slots)
 
-    def commit(self, ids: Sequence[int], kept: Ints | None = None, spans: Sequence[int] | None = None) -> None:
+    def commit(self, ids: Sequence[int], kept: Sequence[int] | None = None, spans: Sequence[int] | None = None) -> None:
         """Keep the staged slots ``kept`` (indices among them, in order; None: all), standing for ``ids``; free the rest.
 
         ``spans``: how many ids each kept slot stands for, where that is not one.
@@ -262,18 +270,17 @@ class Context:
         if kept is not None and count and kept[-1] == count - 1:  # the first ones, in order: nothing moves
             self.pool.release(self._slots[first + count : first + self.pending].copy())
         elif kept is not None:
-            staged = self._slots[first : first + self.pending].copy()
-            thrown = np.ones(len(staged), np.bool_)
-            if self.pool.compact and count:  # what is kept moves to the front, and the slots of a text stay side by side
-                there = int((kept == np.arange(count)).argmin())
-                self.pool.move(staged[kept[there:]], staged[there:count])
-                thrown[:count] = False
+            staged, path = self._slots[first : first + self.pending].copy(), np.array(kept, np.int64)
+            if self.pool.compact:  # what is kept moves to the front, and the slots of a text stay side by side
+                there = next((i for i, node in enumerate(kept) if node != i), count)
+                self.pool.move(staged[path[there:]], staged[there:count])
+                thrown = staged[count:]
             else:
-                self._slots[first : first + count] = staged[kept]
-                thrown[kept] = False
+                self._slots[first : first + count] = staged[path]
+                thrown = np.delete(staged, path)
             if self._positions is not None:
-                self._positions[first : first + count] = self._positions[first + kept]
-            self.pool.release(staged[thrown])
+                self._positions[first : first + count] = self._positions[first + path]
+            self.pool.release(thrown)
         self.pending = 0
         self.size += count
         if spans is not None and (self._spans is not None or any(n != 1 for n in spans)):

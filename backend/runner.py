@@ -188,7 +188,7 @@ class Runner:
             ends = draft.lists()[2]
             if more := len(step.rows) + 1 - len(ends):  # rows that were not there when it was made
                 ends = ends + ends[-1:] * more
-                draft = Draft(draft.ids, draft.parents, torch.tensor(ends), draft.log_q)
+                draft = Draft(draft.ids, draft.parents, ends, draft.log_q)
             step.drafted = [end - begin for begin, end in pairwise(ends)]
         tokens = [1 + drafted for drafted in step.drafted[:computed]]
         if sources:

@@ -92,21 +92,16 @@ def match(ids: Sequence[int], parents: Sequence[int], targets: Sequence[int]) ->
         raise ValueError(f"{len(ids)} drafted tokens with {len(parents)} parents")
     if len(targets) != len(ids) + 1:
         raise ValueError(f"{len(targets)} target tokens for {len(ids)} drafted ones: the root and each node has one")
-    places: dict[tuple[int, int], int] = {}
-    node = len(ids)
-    for place in zip(reversed(parents), reversed(ids), strict=True):
-        if not 0 <= place[0] < node:
-            raise _late(place[0], node)
-        places[place] = node  # of twins the first one is left
-        node -= 1
-    path, emitted = list[int](), list[int]()
-    while True:
-        token = targets[node]
-        emitted.append(token)
-        node = places.get((node, token), 0)
-        if not node:
-            return Accepted(path, emitted)
-        path.append(node)
+    at, token = 0, targets[0]
+    path, emitted = list[int](), [token]
+    for node, (parent, drafted) in enumerate(zip(parents, ids, strict=True), 1):
+        if parent == at and drafted == token:  # of twins the first one: the second is no child of it
+            at, token = node, targets[node]
+            path.append(node)
+            emitted.append(token)
+        elif not 0 <= parent < node:
+            raise _late(parent, node)
+    return Accepted(path, emitted)
 
 
 def ratio(ids: Sequence[int], p: Table, q: Table, coins: Coins) -> Accepted:

@@ -23,7 +23,7 @@ from . import acceptance
 from .pace import WATCHED, Mean, Pace
 from .sampling import Nodes, Sampler
 from .source import Source
-from .tree import Tree, above, best, flatten, merge, tensor
+from .tree import Tree, above, best, flatten, merge
 
 
 @dataclass(slots=True)
@@ -213,7 +213,7 @@ class Speculation(Decoder):
         def of_emitted(found: torch.Tensor | None) -> torch.Tensor | None:
             return None if found is None else found[torch.tensor(places, device=found.device)]
 
-        return Decision(tensor(emitted), tensor(ends), tensor(kept), tensor(kept_ends), failed=failed,
+        return Decision(emitted, ends, kept, kept_ends, failed=failed,
                         logprobs=of_emitted(drawn.logprobs), certainty=of_emitted(drawn.certainty))  # fmt: skip
 
     # ---- learning -------------------------------------------------------------------------------------------------------

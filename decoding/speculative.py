@@ -121,7 +121,7 @@ class Speculative(Speculation):
             ends.append(len(emitted))
             kept_ends.append(len(kept))
         chosen = torch.tensor(emitted)
-        return Decision(chosen, torch.tensor(ends), torch.tensor(kept), torch.tensor(kept_ends), failed=failed,
+        return Decision(emitted, ends, kept, kept_ends, failed=failed,
                         certainty=self._sampler.certainty(rows, output.logits, places),
                         logprobs=self._sampler.logprobs(rows, output.logits, logs, nodes, places, chosen))  # fmt: skip
 

@@ -183,7 +183,7 @@ def test_the_engines_draft_is_the_trees_end_to_end(some: list[Tree]) -> None:
         assert draft is None
         return
     assert draft is not None
-    ids, parents, ends = draft.ids.tolist(), draft.parents.tolist(), draft.row_ptr.tolist()
+    ids, parents, ends = draft.lists()
     assert draft.lists() == (ids, parents, ends)
     assert (len(ends), ends[0]) == (len(some) + 1, 0)
     for tree, (begin, end) in zip(some, pairwise(ends), strict=True):
