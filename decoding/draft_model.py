@@ -227,14 +227,14 @@ class DraftModel(Source):
     def _grow(self, rows: Sequence[Row], tree: Tree, leaf: _Leaf, found: list[tuple[int, float]], nodes: int, floor: float,
               ) -> list[_Leaf]:  # fmt: skip
         """Add a leaf's children; returns those to go on from."""
-        grown = []
+        grown, stops = [], rows[leaf.row].request.stop_ids
         for rank, (token, share) in enumerate(found[: nodes - len(tree)]):
             if not share > 0:  # nor where the draft model's logits are NaN
                 break
             # Whether a sampled node stays must not depend on its value: its score is its place.
             score = 0.9 ** len(tree) if self.sampled else leaf.score * share
             node = tree.add(token, leaf.node, score)
-            if score > floor:
+            if score > floor and token not in stops:
                 context = leaf.context.fork() if rank else leaf.context
                 if rank:
                     self._lines[id(rows[leaf.row])].contexts.append(context)

@@ -33,6 +33,8 @@ WATCHED = 4
 """Rows of a step that acceptance is learnt from, and that a source which does not pay is asked for, at most."""
 SEEN = 16
 """Observations of a step's time that count: the last ones."""
+SPARSE = 4
+"""Once there are so many, one in so many more."""
 RATE = 0.03
 """Weight of a new observation, once there are many."""
 GRID: list[int] = [*range(1, 16), *(m << e for e in range(1, 10) for m in range(8, 16))]
@@ -69,14 +71,22 @@ class Curve:
     def __init__(self, proportional: bool = False) -> None:
         self._proportional = proportional
         self._recent: dict[int, deque[float]] = {}
+        self._passed = defaultdict[int, int](int)
         self._median: dict[int, float] = {}
         self._known: dict[int, float] = {}
         self._sizes: list[int] = []
 
     def add(self, size: int, seconds: float) -> None:
-        """One observation. What counts is the median of the last ones: the machine's hiccups are not the size's fault."""
+        """One observation. What counts is the median of the last ones: the machine's hiccups are not the size's fault.
+
+        Of a size that is well known, most are passed over: to sort them takes longer than they are worth.
+        """
         at = _near(size)
         recent = self._recent.get(at)
+        if recent is not None and len(recent) == SEEN:
+            self._passed[at] += 1
+            if self._passed[at] % SPARSE:
+                return
         if recent is None:
             hopeful = self(at)  # or one unlucky first try would be the last
             recent = self._recent[at] = deque([hopeful] if hopeful else [], maxlen=SEEN)
@@ -245,15 +255,11 @@ class Pace:
         self._counted += 1
         if self._counted % PRICED == 0:
             self._prices.clear()
-        curve = self.step(rows) if called > rows else self.plain
-        learn = self._counted % 2 == 0 or curve.seen(called) < SEEN  # else every other step says enough
-        if learn:
-            curve.add(called, seconds)
+        (self.step(rows) if called > rows else self.plain).add(called, seconds)
         self._rates[_near(rows)].add((seconds + asking) / emitted)
         if asking and not any(record.probing for record in self.records):
             whole = self._whole[rows.bit_length()]
-            if learn:
-                whole.add(called, seconds + asking)
+            whole.add(called, seconds + asking)
             spent = min(seconds + asking, 2 * whole(called))  # hiccups do not count
             self._gains[rows.bit_length()].add(emitted - spent * rows / (self.plain(rows) or seconds))
 

@@ -22,6 +22,7 @@ import forethought as ft
 from forethought.backend.batch import TokenBatch
 from forethought.backend.kv import KVPool
 from forethought.backend.model import Model
+from forethought.backend.request import Request, Row
 from forethought.backend.text import Text
 from forethought.decoding.draft_model import DraftModel
 from forethought.decoding.source import Source
@@ -258,6 +259,25 @@ def test_a_draft_model_that_was_not_asked_catches_up() -> None:
     idle(decoder)
 
 
+def row(pool: KVPool, prompt: list[int], *stops: int) -> Row:
+    request = Request(prompt=prompt, n=1, sampling=ft.Sampling(), max_tokens=9, min_tokens=0, stop_ids=frozenset(stops),
+                      stop_strings=(), include_stop=False, logprobs=None, seed=1)  # fmt: skip
+    return Row(request, 0, 0, prompt, pool.new_context(), [])
+
+
+def test_nothing_is_drafted_behind_the_end_of_a_text() -> None:
+    """A token that ends the request is drafted, and its forward is the last one."""
+    draft, target = talker(7), talker()
+    source, pool = DraftModel(draft, [1] * 8), target.new_pool(100)
+    (whole,) = source.propose([row(pool, PROMPT)], 8, [8], 0.0)
+    assert len(whole) == 8
+    end = next(token for token in whole.ids[2:] if token not in whole.ids[:2])
+    before = draft.tokens
+    (cut,) = source.propose([row(pool, PROMPT, end)], 8, [8], 0.0)
+    assert cut.ids == whole.ids[: whole.ids.index(end) + 1]
+    assert draft.tokens - before <= len(PROMPT) + len(cut) - 1
+
+
 # ---- room ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("kv_slots", [101, *(pytest.param(n, marks=pytest.mark.slow) for n in (130, 220))])
@@ -282,18 +302,11 @@ def test_room_is_taken_from_the_cache_before_it_is_taken_from_rows() -> None:
     with Audited(talker(), ft.Speculative(talker(7), 2, adaptive=False), kv_slots=300) as engine:
         pool = source._own(engine.pool)
         assert source._cache is not None
-        from forethought.backend.request import Request, Row
-
-        def row(prompt: list[int]) -> Row:
-            request = Request(prompt=prompt, n=1, sampling=ft.Sampling(), max_tokens=9, min_tokens=0, stop_ids=frozenset(),
-                              stop_strings=(), include_stop=False, logprobs=None, seed=1)  # fmt: skip
-            return Row(request, 0, 0, prompt, engine.pool.new_context(), [])
-
-        rows = [row([LETTERS[i]] * 70) for i in range(4)]
+        rows = [row(engine.pool, [LETTERS[i]] * 70) for i in range(4)]
         for one in rows:
             assert len(source.propose([one], 2, [5], 0.0)[0]) == 2
         assert pool.used > 200, "all four are followed"
-        newest = row([LETTERS[9]] * 70)
+        newest = row(engine.pool, [LETTERS[9]] * 70)
         before = draft.tokens
         assert len(source.propose([newest], 2, [5], 0.0)[0]) == 2, "one line goes, and the next one has its room"
         assert draft.tokens - before == 71
