@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.transfer import put
 from ..kernels.views import Ints, Views, ancestor_bits
 from .kv import Context, KVPool
 
@@ -58,6 +59,17 @@ class Output:
     """Asked layer -> [N, width]: the residual stream entering that layer; layer ``layers`` is the final-normed output."""
     tokens: int = 0
     """New tokens in the call, as the engine counts them."""
+
+
+class NewTokens(NamedTuple):
+    """What a model computes with: ids, positions and pool slots [T] on the device, what they see, the pool's layers."""
+
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    views: Views
+    k: Sequence[Tensor]
+    v: Sequence[Tensor]
 
 
 class TokenBatch:
@@ -166,7 +178,7 @@ class TokenBatch:
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """ids, positions and slots, each [T], on ``device``."""
-        return tuple(torch.from_numpy(a).to(device) for a in (self.ids, self.positions, self.slots))  # type: ignore[return-value]
+        return tuple(put(a, device) for a in (self.ids, self.positions, self.slots))  # type: ignore[return-value]
 
     def commit(self, kept: Sequence[Sequence[int] | None] | None = None) -> None:
         """Per row, which of its new tokens stay in the context (a path, in order; None: all); the other slots are freed."""

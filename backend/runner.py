@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.transfer import put
 from ..schema import Cost, FinishReason
 from . import batch as calls
 from .batch import Output, TokenBatch
@@ -319,7 +320,7 @@ def _vectors(step: _Step) -> tuple[Tensor, Tensor] | None:
         return None
     vectors = torch.stack([row.vector for _, row in given if row.vector is not None])
     places = [int(step.batch.row_ptr[i]) + len(row.pending) - 1 for i, row in given]
-    return torch.tensor(places, device=vectors.device), vectors
+    return put(places, vectors.device), vectors
 
 
 def _repeat(output: Output, tokens: Sequence[int], sources: Sequence[int]) -> Output:
@@ -329,7 +330,7 @@ def _repeat(output: Output, tokens: Sequence[int], sources: Sequence[int]) -> Ou
     index = torch.cat((torch.arange(int(counts.sum())), roots[sources]))
 
     def pick(results: Tensor) -> Tensor:
-        return results[index.to(results.device)]
+        return results[put(index, results.device)]
 
     logits = None if output.logits is None else pick(output.logits)
     return Output(logits, {layer: pick(hidden) for layer, hidden in output.hidden.items()}, output.tokens)

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from ..kernels.transfer import put
 from ..schema import Cost
 from .batch import Row, TokenBatch
 from .generator import Score
@@ -33,7 +33,7 @@ def score_continuations(runner: Runner, prompt: list[int], continuations: Sequen
         logprobs: list[list[float]] = [[] for _ in texts]
         calls = [0] * len(texts)
         for i, start, logits in _branches(runner, base, [[prompt[-1], *text[:-1]] for text in texts]):
-            aims = torch.tensor(texts[i][start : start + len(logits)], device=logits.device)
+            aims = put(texts[i][start : start + len(logits)], logits.device)
             logprobs[i] += _finite(logits.float().log_softmax(-1).gather(1, aims[:, None])[:, 0].tolist())
             calls[i] += 1
         for text, found, forwards in zip(texts, logprobs, calls, strict=True):
@@ -60,7 +60,7 @@ def score_labels(runner: Runner, prompt: list[int], labels: Sequence[str | int])
     _check(runner, prompt, len(prompt))
     with _prompt(runner, prompt) as (base, cost):
         [(_, _, logits)] = _branches(runner, base, [prompt[-1:]])
-        shares = _finite(logits[-1, torch.tensor(ids, device=logits.device)].float().softmax(0).tolist())
+        shares = _finite(logits[-1, put(ids, logits.device)].float().softmax(0).tolist())
     runner.charge(cost + Cost(forwards=1, critical=1))
     return dict(zip(labels, shares, strict=True))
 

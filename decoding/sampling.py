@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ..backend.decoder import Draft
 from ..backend.request import Row, Sampling
+from ..kernels.transfer import put, read
 from . import noise
 
 
 @dataclass(slots=True)
 class Drawn:
-    """One token per logits row."""
+    """One token per logits row, in host memory."""
 
     tokens: Tensor
     """[N] int64"""
@@ -45,7 +46,7 @@ def process(
     scores = logits.float()
     if any(s.edits_logits for s in sampling):
         scores = _edit(scores.clone(), sampling, prompts, outputs)
-    temperature = torch.tensor([[s.temperature] for s in sampling], device=scores.device)
+    temperature = put([[s.temperature] for s in sampling], scores.device)
     if min(s.temperature for s in sampling) > 0:
         return filter_scores(scores / temperature, sampling).log_softmax(-1)
     greedy = temperature == 0
@@ -61,11 +62,12 @@ def _edit(
     """Penalties and bias, row by row, in place."""
     for row, s, prompt, output in zip(scores, sampling, prompts, outputs, strict=True):
         if s.repetition_penalty != 1:
-            seen = torch.tensor([*prompt, *output], dtype=torch.int64, device=row.device)
+            seen = put([*prompt, *output], row.device, torch.int64)
             old = row[seen]
             row[seen] = torch.where(old < 0, old * s.repetition_penalty, old / s.repetition_penalty)
         if (s.presence_penalty or s.frequency_penalty) and output:
-            counts = torch.bincount(torch.tensor(output, device=row.device), minlength=len(row)).to(row.dtype)
+            ids = put(output, row.device)
+            counts = torch.zeros_like(row).index_add_(0, ids, torch.ones_like(ids, dtype=row.dtype))
             row -= s.frequency_penalty * counts + s.presence_penalty * (counts > 0)
         for token, bias in s.logit_bias.items():
             row[token] += bias
@@ -79,18 +81,18 @@ def filter_scores(scores: Tensor, sampling: Sequence[Sampling]) -> Tensor:
     top_k = [min(s.top_k, vocabulary) or vocabulary for s in sampling]
     if min(top_k) < vocabulary:
         ranked = scores.topk(max(k for k in top_k if k < vocabulary), -1).values
-        edge = torch.tensor([[k - 1 if k < vocabulary else 0] for k in top_k], device=device)
-        limit = ranked.gather(1, edge).masked_fill(torch.tensor([[k == vocabulary] for k in top_k], device=device), -torch.inf)
+        edge = put([[k - 1 if k < vocabulary else 0] for k in top_k], device)
+        limit = ranked.gather(1, edge).masked_fill(put([[k == vocabulary] for k in top_k], device), -torch.inf)
         scores = scores.masked_fill(scores < limit, -torch.inf)
     if any(s.top_p < 1 for s in sampling):
-        top_p = torch.tensor([[s.top_p] for s in sampling], device=device)
+        top_p = put([[s.top_p] for s in sampling], device)
         ordered, index = scores.sort(dim=-1, descending=True, stable=True)
         mass = ordered.softmax(-1).cumsum(-1)
         before = torch.cat((torch.zeros_like(mass[:, :1]), mass[:, :-1]), -1)
         gone = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, index, (before >= top_p) & (top_p < 1))
         scores = scores.masked_fill(gone, -torch.inf)
     if any(s.min_p > 0 for s in sampling):
-        min_p = torch.tensor([[s.min_p] for s in sampling], device=device)
+        min_p = put([[s.min_p] for s in sampling], device)
         floor = scores.max(-1, keepdim=True).values + min_p.log()
         scores = scores.masked_fill(scores < floor, -torch.inf)
     return scores
@@ -103,7 +105,7 @@ def certainty(logits: Tensor) -> Tensor:
     """
     scores = logits.float()
     mean, count = scores.mean(-1), torch.tensor(scores.shape[1])
-    if not mean.isfinite().all():
+    if not scores.is_cpu or not mean.isfinite().all():  # elsewhere, to look would be to wait
         possible = scores > -torch.inf
         count = possible.sum(-1)
         mean = scores.masked_fill(~possible, 0.0).sum(-1) / count
@@ -114,16 +116,24 @@ FEW = 16
 """Rows of which single numbers are read sooner one by one."""
 
 
-def _best(scores: Tensor) -> tuple[list[float], Tensor]:
-    """The largest of each row of ``scores`` [N, M], NaN if there is one, and where it is [N]."""
+def _best(scores: Tensor) -> tuple[list[float] | Tensor, Tensor]:
+    """The largest of each row of ``scores`` [N, M], NaN if there is one, and where it is [N]; a list on the host."""
     if scores.dtype != torch.float32 or not scores.is_cpu:
         value, index = scores.max(-1)
-        return value.tolist(), index
+        return value, index
     table = scores.numpy()  # whose argmax is vectorised, as torch's on a CPU is not
     found = table.argmax(-1)
     if len(table) <= FEW:
         return [table.item(row, place) for row, place in enumerate(found.tolist())], torch.from_numpy(found)
     return table[np.arange(len(table)), found].tolist(), torch.from_numpy(found)
+
+
+def _not_finite(values: list[float] | Tensor) -> list[tuple[int, float]]:
+    """Those of ``values`` [N] that are not, and which they are."""
+    found: list[float] = values.tolist() if isinstance(values, Tensor) else values
+    if math.isfinite(sum(found)):  # else some value is not, or large ones added up to it
+        return []
+    return [(i, value) for i, value in enumerate(found) if not math.isfinite(value)]
 
 
 class Nodes:
@@ -192,24 +202,21 @@ class Sampler:
         its own position. One of NaN or no finite logit fails alone.
         """
         self._prepare(rows)
-        values, tokens = _best(logits)
-        failed: dict[int, Exception] = {}
-        if not math.isfinite(sum(values)):  # some value is not, or large ones added up to it
-            for i, value in enumerate(values):
-                if not math.isfinite(value):
-                    failed[i] = FloatingPointError(
-                        f"the largest logit for output token {self._length(rows, nodes, i)} is {value}"
-                    )
+        best, tokens = _best(logits)
+        processed = chosen = None
         starved = self._fewest > 0 and any(len(row.output) < row.request.min_tokens for row in rows)
-        if self._greedy and not self._edits and not starved:
-            return Drawn(tokens, self._logprobs(logits, None, tokens, nodes), self.certainty(rows, logits), failed)
-        processed = self.process(rows, logits, nodes, starved)
-        values, tokens = _best(processed + self._noise(rows, logits, nodes))
-        if starved or self._edits:
-            for i, value in enumerate(values):
-                if not math.isfinite(value):
-                    failed.setdefault(i, ValueError(f"output token {self._length(rows, nodes, i)}: all tokens are ruled out"))
-        return Drawn(tokens, self._logprobs(logits, processed, tokens, nodes), self.certainty(rows, logits), failed)
+        if not self._greedy or self._edits or starved:
+            processed = self.process(rows, logits, nodes, starved)
+            chosen, tokens = _best(processed + self._noise(rows, logits, nodes))
+        logprobs, certainty = self._logprobs(logits, processed, tokens, nodes), self.certainty(rows, logits)
+        best, chosen, tokens, logprobs, certainty = read(best, chosen, tokens, logprobs, certainty)
+        failed: dict[int, Exception] = {}
+        for i, value in _not_finite(best):
+            failed[i] = FloatingPointError(f"the largest logit for output token {self._length(rows, nodes, i)} is {value}")
+        if chosen is not None and (starved or self._edits):
+            for i, _ in _not_finite(chosen):
+                failed.setdefault(i, ValueError(f"output token {self._length(rows, nodes, i)}: all tokens are ruled out"))
+        return Drawn(tokens, logprobs, certainty, failed)
 
     def process(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None = None, starved: bool = True) -> Tensor:
         """The log-probabilities [N, vocabulary] that tokens are drawn from at each node."""
@@ -234,7 +241,8 @@ class Sampler:
             return table.argmax(1)[:, None].tolist(), shares.tolist()
         law = logits.float() if plain else self.process(rows, logits, nodes)
         found = (law if plain else law + self._noise(rows, logits, nodes)).topk(min(count, law.shape[1]), -1).indices
-        return found.tolist(), law.softmax(-1).gather(1, found).tolist()
+        found, shares = read(found, law.softmax(-1).gather(1, found))
+        return found.tolist(), shares.tolist()
 
     def _prepare(self, rows: Sequence[Row]) -> None:
         if self._rows == rows:
@@ -260,7 +268,7 @@ class Sampler:
                 positions[nodes.owner] + np.array([len(path) for path in nodes.paths], np.uint64),
                 streams[nodes.owner],
             )
-        return noise.gumbel(noise.keys(streams, positions).to(logits.device), self._vocabulary)
+        return noise.gumbel(put(noise.keys(streams, positions), logits.device), self._vocabulary)
 
     def _mask_stops(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None) -> Tensor:
         """Stop tokens are out of reach before ``min_tokens``."""
@@ -268,7 +276,7 @@ class Sampler:
         for i, r in enumerate(range(len(rows)) if nodes is None else nodes.owner):
             request = rows[r].request
             if request.stop_ids and self._length(rows, nodes, i) < request.min_tokens:
-                masked[i, list(request.stop_ids)] = -torch.inf
+                masked[i].index_fill_(0, put(list(request.stop_ids), masked.device), -torch.inf)
         return masked
 
     def _logprobs(self, logits: Tensor, processed: Tensor | None, tokens: Tensor, nodes: Nodes | None) -> Tensor | None:
@@ -277,14 +285,14 @@ class Sampler:
         asked = self._asked if nodes is None else [self._asked[r] for r in nodes.owner]
         raw = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
         drawn = torch.zeros_like(raw) if processed is None else processed.gather(1, tokens[:, None])[:, 0]
-        return torch.where(torch.tensor([a == "processed" for a in asked], device=raw.device), drawn, raw)
+        return torch.where(put([a == "processed" for a in asked], raw.device), drawn, raw)
 
     def logprobs(
         self, rows: Sequence[Row], logits: Tensor, processed: Tensor, nodes: Nodes, places: Sequence[int], tokens: Tensor
     ) -> Tensor | None:
         """Of ``tokens`` that something else chose at ``places`` among the nodes, as each row asked; None if none did."""
         self._prepare(rows)
-        index, tokens = torch.tensor(places, device=logits.device), tokens.to(logits.device)
+        index, tokens = put(places, logits.device), put(tokens, logits.device)
         some = Nodes([(nodes.owner[i], nodes.paths[i]) for i in places])
         return self._logprobs(logits[index], processed[index], tokens, some) if self._asked else None
 
@@ -293,7 +301,7 @@ class Sampler:
         self._prepare(rows)
         if not self._certainty:
             return None
-        return certainty(logits if places is None else logits[torch.tensor(places, device=logits.device)])
+        return certainty(logits if places is None else logits[put(places, logits.device)])
 
     @staticmethod
     def _length(rows: Sequence[Row], nodes: Nodes | None, i: int) -> int:
