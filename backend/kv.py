@@ -45,16 +45,17 @@ class KVPool:
         if size < 1:
             raise ValueError(f"a pool of {size} slots: at least 1")
         self.layers, self.size, self.dtype = tuple(layers), size, dtype
-        # One block [layers, size, kv_heads, dim] for all tensors of one shape and device: what moves then moves at once.
+        # One block [layers, size + 1, kv_heads, dim] for all tensors of one shape and device: what moves then moves at once.
         keys = [(s.kv_heads, s.dim, s.device) for s in layers]
         values = [(s.kv_heads, s.dim_v, s.device) for s in layers]
         self._blocks: list[torch.Tensor] = []
         parts: dict[tuple[int, int, torch.device], Iterator[torch.Tensor]] = {}
         for (heads, dim, device), count in Counter([*keys, *values]).items():
-            self._blocks.append(torch.zeros(count, size, heads, dim, dtype=dtype, device=device))
+            self._blocks.append(torch.zeros(count, size + 1, heads, dim, dtype=dtype, device=device))
             parts[heads, dim, device] = iter(self._blocks[-1].unbind())
-        self.k = [next(parts[shape]) for shape in keys]
-        self.v = [next(parts[shape]) for shape in values]
+        self.k_and_dump, self.v_and_dump = ([next(parts[shape]) for shape in shapes] for shapes in (keys, values))
+        """With one row more, slot ``size``: what nobody wants is written there, and nobody reads it."""
+        self.k, self.v = ([x[:size] for x in layers] for layers in (self.k_and_dump, self.v_and_dump))
         self._arrays = [block.view(_WHOLE[block.itemsize]).numpy() if block.is_cpu else None for block in self._blocks]
         """The same for numpy, which moves a few slots sooner; on a CPU only."""
         self.compact = all(s.device.type == "cpu" for s in layers)

@@ -36,6 +36,7 @@ def load(
     device_map: Any = None,
     trust_remote_code: bool = False,
     impl: str = "auto",
+    graphs: bool = True,
 ) -> Model:
     """A model ready for an engine.
 
@@ -43,6 +44,7 @@ def load(
     ``device`` "auto": CUDA where there is one, else the CPU. ``dtype`` "auto": the checkpoint's own, but float32 on a CPU,
     where half precision is slow. ``device_map`` (accelerate's; "auto" too) spreads the model over devices, CPU memory and
     disk, by the adapter. ``impl``: the attention implementation, see :func:`forethought.kernels.attention.attend`.
+    ``graphs``: whether our own transformer's decode steps on CUDA are recorded and replayed as CUDA graphs.
 
     Raises ``FileNotFoundError`` for a path, file or Hub id that is not there, ``ValueError`` for one that cannot be used.
     """
@@ -56,7 +58,7 @@ def load(
     foreign = trust_remote_code and getattr(config, "auto_map", None)
     if device_map is None and not foreign and supports(config):
         return Transformer(config, Checkpoint.open(path), name=name, device=where, dtype=kind, defaults=defaults, text=text,
-                           impl=impl)  # fmt: skip
+                           impl=impl, graphs=graphs)  # fmt: skip
     from .hf import Adapter
 
     return Adapter.load(path, config, name=name, device=where, dtype=kind, device_map=device_map, defaults=defaults, text=text,

@@ -6,6 +6,7 @@ Per token it reads all weights once and its view's KV. Not here: training, quant
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from ..kernels.attention import attend
 from ..kernels.rotary import Rotary
+from ..kernels.transfer import put
 from ..kernels.write import Norms, rms, write
-from .batch import Output, TokenBatch
+from .batch import NewTokens, Output, Tap, TokenBatch
 from .checkpoint import Checkpoint
+from .graphs import Graphs
 from .kv import LayerSpec
 from .model import Defaults, Model, ModelInfo
 from .rope import KINDS, angles, rope
@@ -83,7 +86,8 @@ class Transformer(Model):
     """
 
     def __init__(self, config: Any, weights: Checkpoint, *, name: str, device: torch.device, dtype: torch.dtype,
-                 defaults: Defaults | None = None, text: Text | None = None, impl: str = "auto") -> None:  # fmt: skip
+                 defaults: Defaults | None = None, text: Text | None = None, impl: str = "auto",
+                 graphs: bool = True) -> None:  # fmt: skip
         if config.hidden_act != "silu":
             raise ValueError(f"hidden_act={config.hidden_act!r}: this block is gated SiLU; load it with the adapter")
         self.text, self.impl = text, impl
@@ -106,12 +110,18 @@ class Transformer(Model):
         spec = LayerSpec(self.kv_heads, self.dim, self.dim, device, rope_spec(config, frequencies))
         self.info = ModelInfo(name, config.vocab_size, config.hidden_size, self.max_positions, weights.parameters, dtype, device,
                               [spec] * config.num_hidden_layers, defaults or Defaults())  # fmt: skip
+        self._graphs = Graphs.of(self) if graphs and device.type == "cuda" else None
 
     @staticmethod
     def _lm_head(config: Any, weights: Checkpoint, embedding: Tensor) -> Tensor | None:
         if any(a in HEADLESS.values() for a in config.architectures or ()):
             return None
         return embedding if config.tie_word_embeddings else weights.read("lm_head.weight", embedding.shape)
+
+    @property
+    def windows(self) -> list[int | None]:
+        """Sliding window of each layer."""
+        return [block.window for block in self._blocks]
 
     def _block(self, config: Any, weights: Checkpoint, i: int) -> Block:
         width, inner, kind = config.hidden_size, config.intermediate_size, config.model_type
@@ -145,39 +155,49 @@ class Transformer(Model):
     @torch.inference_mode()
     def forward(self, batch: TokenBatch) -> Output:
         self.check(batch)
-        ids, positions, slots = batch.tensors(self.info.device)
-        x = self._embedding.index_select(0, ids)
-        if batch.embeddings is not None:
-            index, vectors = batch.embeddings
-            x[index] = vectors.to(x)
-        cos, sin = self._rotation.index_select(0, positions).unsqueeze(2).unbind(1)
-        wanted = None if batch.wanted is None else torch.from_numpy(batch.wanted).to(self.info.device)
+        if self._graphs is not None and (output := self._graphs.forward(batch)) is not None:
+            return output
+        tokens = NewTokens(*batch.tensors(self.info.device), batch.views, batch.pool.k, batch.pool.v)
+        return self.compute(tokens, batch)
+
+    def compute(self, tokens: NewTokens, batch: TokenBatch | None = None, layers: Sequence[int] = ()) -> Output:
+        """Logits of all ``tokens`` and hidden states of ``layers``; or what ``batch``, whose tokens they are, asks for."""
+        x = self._embedding.index_select(0, tokens.ids)
+        taps: Mapping[int, Tap] = {}
+        wanted = None
+        if batch is not None:
+            layers, taps = batch.hidden, batch.taps
+            wanted = None if batch.wanted is None else put(batch.wanted, self.info.device)
+            if batch.embeddings is not None:
+                index, vectors = batch.embeddings
+                x[index] = vectors.to(x)
+        cos, sin = self._rotation.index_select(0, tokens.positions).unsqueeze(2).unbind(1)
         hidden: dict[int, Tensor] = {}
         for i, block in enumerate(self._blocks):
-            if i in batch.taps:
-                batch.taps[i](x)
-            if i in batch.hidden:
+            if i in taps:
+                taps[i](x)
+            if i in layers:
                 hidden[i] = x if wanted is None else x[wanted]
-            x = block.out.onto(x, self._attention(block, x, cos, sin, slots, batch, i))
+            x = block.out.onto(x, self._attention(block, x, cos, sin, tokens, i))
             x = block.down.onto(x, self._mlp(block, x))
-        if wanted is not None and len(self._blocks) not in batch.taps:
+        if wanted is not None and len(self._blocks) not in taps:
             x = x.index_select(0, wanted)
         x = self._rms(x, self._norm)
-        if (last := len(self._blocks)) in batch.taps:
-            batch.taps[last](x)
+        if (last := len(self._blocks)) in taps:
+            taps[last](x)
             x = x if wanted is None else x.index_select(0, wanted)
-        if last in batch.hidden:
+        if last in layers:
             hidden[last] = x
         return Output(None if self._head is None else torch.mm(x, self._head), hidden)
 
-    def _attention(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, batch: TokenBatch, i: int) -> Tensor:
+    def _attention(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor, tokens: NewTokens, i: int) -> Tensor:
         """The attention's output [T, heads * dim], before its projection."""
         x = self._rms(x, block.attention_norm)
         qkv = block.qkv(x).view(-1, self.heads + 2 * self.kv_heads, self.dim)
-        k, v = batch.pool.k[i], batch.pool.v[i]
-        q = write(qkv, cos, sin, slots, k, v, norms=block.norms, impl=self._write_impl)
+        k, v = tokens.k[i], tokens.v[i]
+        q = write(qkv, cos, sin, tokens.slots, k, v, norms=block.norms, impl=self._write_impl)
         rotary = self.info.layers[i].rotary
-        out, _ = attend(q, k, v, batch.views, scale=self.scale, window=block.window, rotary=rotary, impl=self.impl)
+        out, _ = attend(q, k, v, tokens.views, scale=self.scale, window=block.window, rotary=rotary, impl=self.impl)
         return out.flatten(1)
 
     def _rms(self, x: Tensor, weight: Tensor) -> Tensor:

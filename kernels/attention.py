@@ -58,6 +58,16 @@ def _best(device: torch.device, dtype: torch.dtype | None, dim: int, dim_v: int)
     return "torch", "; ".join(refusals)
 
 
+def fast_twin(impl: str, device: torch.device, dtype: torch.dtype, dim: int, dim_v: int) -> ModuleType | None:
+    """The module whose ``attend`` runs there for ``impl``; None where plain torch does."""
+    name = impl if impl != "auto" else _best(device, dtype, dim, dim_v)[0]
+    if name == "torch":
+        return None
+    choose(name, device)
+    found = _module(name)
+    return None if isinstance(found, ImportError) else found
+
+
 def refused(name: str, device: torch.device, dtype: torch.dtype | None = None, dim: int = 1, dim_v: int = 1) -> str | None:
     """Why the implementation ``name`` cannot run there on heads of these sizes; None: it can."""
     module = _module(name)

@@ -19,7 +19,7 @@ from torch import Tensor
 from .cuda_build import WIDTHS, cuda_library, nvcc
 from .rotary import Rotary
 from .views import Views
-from .work import Shape, Work, work_for
+from .work import Shape, Tiling, Work, work_for
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ROWS = 64
@@ -73,6 +73,16 @@ def width_for(dim: int, dim_v: int) -> int:
     return next(width for width in WIDTHS if max(dim, dim_v) <= width)
 
 
+def tiling(shape: Shape, device: torch.device, queries: int) -> Tiling:
+    """How the work list of a call of so many queries is cut. Builds the library on first use."""
+    library, group = _library(width_for(shape.dim, shape.dim_v), _index(device)), shape.heads // shape.kv_heads
+    return Tiling(max(1, ROWS // group), -(-_blocks(library, device, shape.itemsize) // shape.kv_heads), FEW // group)
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -95,10 +105,10 @@ def attend(
     (_, heads, dim), kv_heads, dim_v = q.shape, k.shape[1], v.shape[2]
     if (why := refuses(q.device, q.dtype, dim, dim_v)) is not None:
         raise ValueError(f"impl='cuda': {why}")
-    library = _library(width_for(dim, dim_v), torch.cuda.current_device() if q.device.index is None else q.device.index)
+    library = _library(width_for(dim, dim_v), _index(q.device))
     shape = Shape(heads, kv_heads, dim, dim_v, q.element_size())
-    group, splits = heads // kv_heads, -(-_blocks(library, q.device, q.element_size()) // kv_heads)
-    work = work_for(views, window, q.device, tile=max(1, ROWS // group), splits=splits, shape=shape, few=FEW // group)
+    tile, splits, few = tiling(shape, q.device, len(views.positions))
+    work = work_for(views, window, q.device, tile=tile, splits=splits, shape=shape, few=few)
     stream = torch.cuda.current_stream(q.device).cuda_stream
     with torch.cuda.device(q.device):
         out, lse = launch(library, q, k, v, work, scale=scale, softcap=softcap, sinks=sinks, rotary=rotary, stream=stream)

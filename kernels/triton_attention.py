@@ -17,7 +17,7 @@ from .rotary import Rotary
 from .triton_kernels import attend_items, merge_pairs
 from .tuning import Config, Tuning, tuning_for
 from .views import Views
-from .work import Shape, Work, work_for
+from .work import Shape, Tiling, Work, work_for
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 WIDEST = 256
@@ -57,6 +57,19 @@ def _machine(device: torch.device) -> tuple[Tuning, int]:
     return tuning_for(about.name, (about.major, about.minor)), about.multi_processor_count
 
 
+def _configs(shape: Shape, device: torch.device, queries: int) -> tuple[Config, Config]:
+    """How items of few queries, and all others, are launched in a call of so many."""
+    tuning, wide, group = _machine(device)[0], max(shape.dim, shape.dim_v), shape.heads // shape.kv_heads
+    return tuning.nearest(wide, shape.itemsize, group), tuning.nearest(wide, shape.itemsize, group * queries)
+
+
+def tiling(shape: Shape, device: torch.device, queries: int) -> Tiling:
+    """How the work list of a call of so many queries is cut."""
+    (small, large), group = _configs(shape, device, queries), shape.heads // shape.kv_heads
+    splits = -(-_machine(device)[1] * small.blocks_per_sm // shape.kv_heads)
+    return Tiling(max(1, large.rows // group), splits, max(1, small.rows // group))
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -87,12 +100,8 @@ def attend(
     if q.numel() and q.stride(2) != 1:
         q = q.contiguous()
     group, shape = heads // kv_heads, Shape(heads, kv_heads, dim, dim_v, q.element_size())
-    tuning, processors = _machine(q.device)
-    wide = max(dim, dim_v)
-    small = tuning.nearest(wide, q.element_size(), group)
-    large = tuning.nearest(wide, q.element_size(), group * len(views.positions))
-    splits = -(-processors * small.blocks_per_sm // kv_heads)
-    few, tile = max(1, small.rows // group), max(1, large.rows // group)
+    small, large = _configs(shape, q.device, len(views.positions))
+    tile, splits, few = tiling(shape, q.device, len(views.positions))
     work = work_for(views, window, q.device, tile=tile, splits=splits, shape=shape, few=few)
 
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if need_lse else None

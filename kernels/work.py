@@ -44,6 +44,14 @@ class Shape(NamedTuple):
         return 2 * 4 * self.heads * (self.dim_v + 1)
 
 
+class Tiling(NamedTuple):
+    """How a twin wants its items, see :func:`work_for`."""
+
+    tile: int
+    splits: int
+    few: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
     """Items of attention over the slots of some views, in tables on the device (int32 where not said otherwise).
@@ -100,12 +108,22 @@ def work_for(
     what a shared prefix saves against the partial results it costs. Items of at most ``few`` queries come first, for kernels
     that treat them differently.
     """
-    key = ("work", window, device, tile, splits, shape, few)
+    key = work_key(window, device, Tiling(tile, splits, few), shape)
     work: Work | None = views.plans.get(key)
     if work is None:
-        builder = _Builder(views, window, tile, splits, shape, few)
-        work = views.plans[key] = builder.build(device)
+        plan = plan_for(views, window, Tiling(tile, splits, few), shape)
+        work = views.plans[key] = Work(**_upload(plan.tree, plan.tables, device), **plan.facts._asdict())
     return work
+
+
+def work_key(window: int | None, device: torch.device, tiling: Tiling, shape: Shape) -> tuple[Any, ...]:
+    """Under what the work list is kept on views."""
+    return ("work", window, device, *tiling, shape)
+
+
+def plan_for(views: Views, window: int | None, tiling: Tiling, shape: Shape) -> Plan:
+    """What :func:`work_for` puts on the device, still on the host."""
+    return _Builder(views, window, tiling.tile, tiling.splits, shape, tiling.few).build()
 
 
 @dataclass(slots=True)
@@ -140,10 +158,10 @@ class _Builder:
             raise ValueError(f"tile={tile}, splits={splits}: at least 1")
         self.views, self.window, self.tile, self.splits, self.shape, self.few = views, window, tile, splits, shape, few
 
-    def build(self, device: torch.device) -> Work:
+    def build(self) -> Plan:
         plain = self._plain()
         asks, tiles = plain or self._general()
-        return self._tables(asks, self._cut(tiles), device, open_wide=plain is not None)
+        return self._tables(asks, self._cut(tiles), open_wide=plain is not None)
 
     # ---- decoding, and nothing else: at a fraction of the cost -------------------------------------------------------
 
@@ -332,7 +350,7 @@ class _Builder:
         out.end = np.minimum(out.begin + step[of], out.end)
         return out
 
-    def _tables(self, asks: _Asks, tiles: _Tiles, device: torch.device, *, open_wide: bool) -> Work:
+    def _tables(self, asks: _Asks, tiles: _Tiles, *, open_wide: bool) -> Plan:
         views, count = self.views, tiles.ask_end - tiles.ask
         most, few = int(count.max(initial=0)), len(count)
         if most > self.few:
@@ -361,8 +379,7 @@ class _Builder:
             np.cumsum(each, out=ptr[1:])
             merges = np.argsort(query, kind="stable")
         tables = Tables(items, pairs, views.slots, wide, views.slot_positions, ptr, merges)
-        return Work(
-            **_upload(tree, tables, device),
+        facts = Facts(
             most_pairs=most,
             few=few,
             masked=not open_wide and bool((wide != items[:, 2:4]).any()),
@@ -370,6 +387,7 @@ class _Builder:
             blind=bool(each.min(initial=1) == 0),
             slot_reads=int((tiles.end - tiles.begin).sum()),
         )
+        return Plan(tree, tables, facts)
 
     def _open(self, tiles: _Tiles, pair: Ints, last: Ints, first: Ints | None) -> tuple[Ints | None, Ints]:
         """The tree words, if any matter; and per item from where to where all its queries see all."""
@@ -402,6 +420,25 @@ class Tables(NamedTuple):
     slot_positions: np.ndarray | None
     merge_ptr: np.ndarray | None
     merge_list: np.ndarray | None
+
+
+class Facts(NamedTuple):
+    """What of a work list is numbers, as in :class:`Work`."""
+
+    most_pairs: int
+    few: int
+    masked: bool
+    turned: bool
+    blind: bool
+    slot_reads: int
+
+
+class Plan(NamedTuple):
+    """A work list on the host."""
+
+    tree: Ints | None
+    tables: Tables
+    facts: Facts
 
 
 def _ramps(counts: Ints) -> Ints:

@@ -1,0 +1,149 @@
+"""Decode steps of our own transformer, recorded once and replayed: CUDA graphs over tables at fixed addresses.
+
+A step of up to 256 new tokens runs as the recording of the next larger size, whose padding writes to the pool's dump slot and
+is cut off the result. Exact. One recording per pool, size and form: plain decoding of all sizes by a pool's first call, other
+forms (trees, prefixes read once) when first met; all share one memory pool. A call with taps, replaced embeddings, logits asked
+of some tokens only (prefill), rotated parts, or more than the tables hold, is left to the plain path. Cost of a replay: one
+copy to the device, one launch, and a copy of the result; nothing waits.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from ..kernels import attention
+from ..kernels.static import Form, StaticWork
+from ..kernels.work import Shape, Tiling
+from .batch import NewTokens, Output, TokenBatch
+from .kv import KVPool
+
+if TYPE_CHECKING:
+    from .transformer import Transformer
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""New tokens of a recording."""
+LISTED = 1 << 21
+"""Slots that the rows of a step may list together: 16 MB on the device."""
+WARM_UPS = 2
+"""Runs before one is recorded: they compile kernels and make what is kept between calls."""
+
+Run = Callable[[], Output]
+
+
+class Recorder(Protocol):
+    """What records a run over fixed buffers and gives back its replay, which returns the same buffers."""
+
+    def __call__(self, run: Run) -> Run: ...
+
+
+class CudaRecorder:
+    """By ``torch.cuda.CUDAGraph``, on a stream of its own; all recordings share one memory pool."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: Any = None
+
+    def __call__(self, run: Run) -> Run:
+        with torch.cuda.device(self._device):
+            if self._stream is None:
+                self._stream, self._pool = torch.cuda.Stream(self._device), torch.cuda.graph_pool_handle()
+            current = torch.cuda.current_stream(self._device)
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                for _ in range(WARM_UPS):
+                    run()
+            current.wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            # Other engines' threads may allocate meanwhile: only what this one does is held against the recording.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                output = run()
+
+        def replay() -> Output:
+            graph.replay()
+            return output
+
+        return replay
+
+
+class Graphs:
+    """The recordings of one model. Belongs to the thread that computes with it."""
+
+    def __init__(
+        self, model: Transformer, tiling: Callable[[Shape, torch.device, int], Tiling], recorder: Recorder,
+        sizes: Sequence[int] = SIZES,
+    ) -> None:  # fmt: skip
+        # The model holds this, so a strong reference back would leave both to the garbage collector, with all their memory.
+        self._model, self._tiling, self._recorder = weakref.ref(model), tiling, recorder
+        self._sizes = sorted(sizes)
+        self._works: dict[int, StaticWork] = {}
+        self._replays: weakref.WeakKeyDictionary[KVPool, dict[tuple[int, Form, tuple[int, ...]], Run]]
+        self._replays = weakref.WeakKeyDictionary()
+        self.replayed = 0
+        """Calls that were replays."""
+
+    @classmethod
+    def of(cls, model: Transformer, recorder: Recorder | None = None, sizes: Sequence[int] = SIZES) -> Graphs | None:
+        """None where attention runs in plain torch, which asks the host about its tables."""
+        info, dim = model.info, model.dim
+        twin = attention.fast_twin(model.impl, info.device, info.dtype, dim, dim)
+        return None if twin is None else cls(model, twin.tiling, recorder or CudaRecorder(info.device), sizes)
+
+    def forward(self, batch: TokenBatch) -> Output | None:
+        """What ``model.forward`` returns, or None for a call that no recording computes. The batch has been checked."""
+        tokens = len(batch.ids)
+        if batch.taps or batch.embeddings is not None or batch.wanted is not None or tokens > self._sizes[-1]:
+            return None
+        replays = self._replays.get(batch.pool)
+        if replays is None:
+            replays = self._record_all(batch.pool, batch.hidden)
+        size = next(size for size in self._sizes if size >= tokens)
+        work = self._works[size]
+        form = work.fill(batch.ids, batch.positions, batch.slots, batch.pool.size, batch.views)
+        if form is None:
+            return None
+        if (size, form, batch.hidden) not in replays:
+            replays[size, form, batch.hidden] = self._recorder(self._run(work, form, batch.pool, batch.hidden))
+        output = replays[size, form, batch.hidden]()
+        self.replayed += 1
+        # Copies, because the next replay writes to the same place.
+        logits = None if output.logits is None else output.logits[:tokens].clone()
+        return Output(logits, {layer: x[:tokens].clone() for layer, x in output.hidden.items()})
+
+    def _record_all(self, pool: KVPool, hidden: tuple[int, ...]) -> dict[tuple[int, Form, tuple[int, ...]], Run]:
+        """Plain decoding of every size, the largest first: the smaller ones then live in memory that it has taken."""
+        model, arena, found = self._owner, None, {}
+        spec, info, form = model.info.layers[0], model.info, Form(masked=False, large=False)
+        shape = Shape(model.heads, spec.kv_heads, spec.dim, spec.dim_v, info.dtype.itemsize)
+        for size in reversed(self._sizes):
+            if size not in self._works:
+                slots = min(LISTED, size * info.max_positions)
+                tiling = self._tiling(shape, info.device, size)
+                self._works[size] = StaticWork(size, slots, model.windows, shape, tiling, info.device, arena)
+            work = self._works[size]
+            arena = work.arena
+            work.clear(pool.size)
+            found[size, form, hidden] = self._recorder(self._run(work, form, pool, hidden))
+        self._replays[pool] = found
+        return found
+
+    def _run(self, work: StaticWork, form: Form, pool: KVPool, hidden: tuple[int, ...]) -> Run:
+        model = self._model
+        tokens = NewTokens(work.ids, work.positions, work.new_slots, work.views(form), pool.k_and_dump, pool.v_and_dump)
+
+        def run() -> Output:
+            found = model()
+            assert found is not None
+            return found.compute(tokens, layers=hidden)
+
+        return run
+
+    @property
+    def _owner(self) -> Transformer:
+        found = self._model()
+        assert found is not None
+        return found
