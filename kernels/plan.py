@@ -32,6 +32,10 @@ PAD_SLOTS = 512
 """Rows of unlike length are split into groups once padding wastes so many slot reads."""
 
 
+_WORDS = np.left_shift(1, np.arange(TREE_LIMIT), dtype=np.int64)
+"""The bit of each drafted token in its descendants' words."""
+
+
 class Grid(NamedTuple):
     """Slots that lie evenly: the ``j``-th of entry ``e`` is ``first + e * apart + j * step``. A strided view reads them."""
 
@@ -156,18 +160,19 @@ def _drafted(views: Views, window: int | None, device: torch.device) -> Plan | N
     elif (stored[known:] != views.positions).any() or (known and int(views.positions.min()) < int(stored[:known].max())):
         return None
     mask = np.ones((1, queries, listed), np.bool_)
-    mask[0, :, known:] = views.positions <= views.positions[:, None]
+    own = mask[0, :, known:]
+    np.less_equal(views.positions, views.positions[:, None], out=own)
     if views.tree is not None:
-        mask[0, :, known + 1 :] &= (views.tree[:, None] >> np.arange(queries - 1) & 1).astype(np.bool_)
-    return [[Group(1, listed, _pool_rows(views.slots[None], device), mask=torch.from_numpy(mask).to(device))]]
+        own[:, 1:] &= (views.tree[:, None] & _WORDS[: queries - 1]) != 0
+    return [[_lone(views.slots, device, torch.from_numpy(mask).to(device))]]
 
 
-def _lone(slots: Ints, device: torch.device) -> Group:
-    """One query that sees all of ``slots``."""
+def _lone(slots: Ints, device: torch.device, mask: Tensor | None = None) -> Group:
+    """A row that sees all of ``slots``, or what ``mask`` shows."""
     first, length = int(slots[0]), len(slots)
     if int(slots[-1]) - first == length - 1 and np.count_nonzero(slots[1:] > slots[:-1]) == length - 1:
-        return Group(1, length, Grid(first, 1, 1))
-    return Group(1, length, _pool_rows(slots[None], device))
+        return Group(1, length, Grid(first, 1, 1), mask=mask)
+    return Group(1, length, _pool_rows(slots[None], device), mask=mask)
 
 
 def _pool_rows(table: Ints, device: torch.device) -> Tensor | Grid:
