@@ -209,7 +209,8 @@ class Sampler:
             processed = self.process(rows, logits, nodes, starved)
             chosen, tokens = _best(processed + self._noise(rows, logits, nodes))
         logprobs, certainty = self._logprobs(logits, processed, tokens, nodes), self.certainty(rows, logits)
-        best, chosen, tokens, logprobs, certainty = read(best, chosen, tokens, logprobs, certainty)
+        if isinstance(best, Tensor):
+            best, chosen, tokens, logprobs, certainty = read(best, chosen, tokens, logprobs, certainty)
         failed: dict[int, Exception] = {}
         for i, value in _not_finite(best):
             failed[i] = FloatingPointError(f"the largest logit for output token {self._length(rows, nodes, i)} is {value}")
