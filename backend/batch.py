@@ -128,7 +128,7 @@ class TokenBatch:
             positions = row.context.next_position + np.arange(stop - start) if given is None else np.asarray(given)
             row.context.stage(self.slots[start:stop], given)
             pieces.append(positions)
-        return np.concatenate(pieces)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _views(self, trees: dict[int, Ints]) -> Views:
         rows = self.rows

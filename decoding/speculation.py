@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import is_
 
 import torch
 
@@ -24,6 +25,9 @@ from .pace import WATCHED, Mean, Pace
 from .sampling import Nodes, Sampler
 from .source import Source
 from .tree import Tree, above, best, flatten, merge
+
+LEARNT = 2
+"""Acceptance is learnt from one step in so many: that says enough."""
 
 
 @dataclass(slots=True)
@@ -229,7 +233,7 @@ class Speculation(Decoder):
         step = self._round
         if step is None or not self.adaptive:
             return
-        if step.known or [id(row) for row in rows[: len(step.rows)]] != [id(row) for row in step.rows]:
+        if step.known or len(rows) < len(step.rows) or not all(map(is_, rows, step.rows)):
             self._round = None  # this is another step, for which nothing was to be drafted
             return
         step.known = True
@@ -237,8 +241,8 @@ class Speculation(Decoder):
             step.emitted = sum(len(line) for line in lines[: len(step.rows)])
         watched = self._watched(len(step.rows))
         self._turn += 1
-        if self._turn % 2 and not any(record.probing for record in self.pace.records):
-            return  # every other step says enough
+        if self._turn % LEARNT and not any(record.probing for record in self.pace.records):
+            return
         for i in watched:
             for record, trees in zip(self.pace.records, step.proposed, strict=True):
                 if trees is not None and trees[i]:

@@ -101,16 +101,19 @@ def ancestor_bits(parents: npt.ArrayLike) -> Ints:
 
     Raises ``ValueError`` for more than ``TREE_LIMIT`` nodes beside the root, or a parent that does not come first.
     """
-    parents = np.asarray(parents, np.int64)
-    if len(parents) > TREE_LIMIT + 1:
-        raise ValueError(f"a tree of {len(parents)} tokens: at most a root and {TREE_LIMIT}")
-    bits = [0] * len(parents)
-    for i, parent in enumerate(parents.tolist()):
+    known = parents if isinstance(parents, list) else np.asarray(parents, np.int64).tolist()
+    if len(known) > TREE_LIMIT + 1:
+        raise ValueError(f"a tree of {len(known)} tokens: at most a root and {TREE_LIMIT}")
+    bits: list[int] = []
+    bit = 1
+    for i, parent in enumerate(known):
         if i == 0:
             if parent != -1:
                 raise ValueError(f"the first node is the root: its parent is -1, not {parent}")
+            bits.append(0)
             continue
         if not 0 <= parent < i:
             raise ValueError(f"node {i} has parent {parent}: a parent comes before its child")
-        bits[i] = bits[parent] | 1 << (i - 1)
-    return np.array([b - (1 << 64) if b >> 63 else b for b in bits], np.int64)
+        bits.append(bits[parent] | bit)
+        bit <<= 1
+    return np.array(bits, np.uint64).view(np.int64)
