@@ -23,7 +23,7 @@ TRIED = 64
 """Rows that were drafted for until what that gained counts more than what was expected of it."""
 LOSS = 32
 """Tokens lost by it that count at once."""
-WASTE = 0.02
+WASTE = 0.01
 """Share of the time that sources which do not pay may cost, to see whether they still do not."""
 FIRST = 8
 """Nodes asked of a source that little is known of, and trees that it takes to know more."""
