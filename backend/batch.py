@@ -62,7 +62,8 @@ class Output:
 
 
 class NewTokens(NamedTuple):
-    """What a model computes with: ids, positions and pool slots [T] on the device, what they see, the pool's layers."""
+    """What a model computes with: ids, positions and pool slots [T] on the device, what they see, the pool's layers; and
+    where logits [T, vocabulary] are to go, if that is given."""
 
     ids: Tensor
     positions: Tensor
@@ -70,6 +71,7 @@ class NewTokens(NamedTuple):
     views: Views
     k: Sequence[Tensor]
     v: Sequence[Tensor]
+    logits: Tensor | None = None
 
 
 class TokenBatch:

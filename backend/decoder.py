@@ -152,6 +152,10 @@ class Decoder(ABC):
         """Once, by the engine that is built on it. Raises ``ValueError``, with the reason, where it cannot serve ``model``."""
         return None
 
+    def models(self) -> Sequence[Model]:
+        """Models beside the engine's, each with a pool as large as the engine's: their memory is planned for too."""
+        return ()
+
     def open(self, request: Request, sample: int, pool: KVPool) -> list[Row]:
         """The rows that make one sample; the first one's output is the completion's."""
         prompt = list(request.prompt)

@@ -15,13 +15,12 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar, cast
 
-import torch
-
 from ..schema import Completion, Cost, Prompt
 from .decoder import Decoder
 from .generator import GenerationError, Generator, Score, progress_bar
 from .kv import KVPool
 from .loop import Loop
+from .memory import GPU_MEMORY_UTILIZATION, MemoryPlan, share_out
 from .model import Model
 from .openmp import release_workers
 from .request import Piece, Request, Sampling, check_ids, draw_seed, split_stops
@@ -33,27 +32,34 @@ T = TypeVar("T")
 
 POOL_BYTES = 1 << 30
 """KV memory an engine takes on a CPU when not told how much."""
-GPU_SHARE = 0.6
-"""Share of a GPU's free memory it takes likewise."""
 
 
 class Engine(Generator):
     """Serves ``model`` with ``decoder``. Thread-safe; ``close()`` or ``with`` ends it.
 
-    ``kv_slots``: size of the KV pool in tokens; default: what 1 GiB (on a GPU 60 % of free memory) holds, at most 64 full
-    contexts. ``prefill_tokens``: prompt tokens computed per step beside decoding. ``max_rows``: rows decoding at once.
+    ``kv_slots``: size of the KV pool in tokens; default: on a CPU what 1 GiB holds, at most 64 full contexts, on a GPU what is
+    left when weights, steps and pool together fill ``gpu_memory_utilization`` of it (:attr:`memory` says how).
+    ``prefill_tokens``: prompt tokens computed per step beside decoding. ``max_rows``: rows decoding at once.
 
     Sampling defaults come from the checkpoint's generation_config; where it is silent decoding is greedy.
     """
 
     def __init__(
-        self, model: Model, decoder: Decoder, *, kv_slots: int | None = None, prefill_tokens: int = 512, max_rows: int = 256
-    ) -> None:
+        self, model: Model, decoder: Decoder, *, kv_slots: int | None = None, prefill_tokens: int = 512, max_rows: int = 256,
+        gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION,
+    ) -> None:  # fmt: skip
         if prefill_tokens < 1 or max_rows < 1:
             raise ValueError(f"prefill_tokens={prefill_tokens}, max_rows={max_rows}: at least 1")
         decoder.bind(model)
         self.model, self.decoder, self.max_rows = model, decoder, max_rows
-        self.pool: KVPool = model.new_pool(_default_slots(model) if kv_slots is None else kv_slots)
+        self.memory: tuple[MemoryPlan, ...] = share_out(
+            [model, *decoder.models()], utilization=gpu_memory_utilization, tokens=prefill_tokens, rows=max_rows,
+            kv_slots=kv_slots,
+        )  # fmt: skip
+        """What becomes of the memory of each GPU in use; none on a CPU."""
+        if kv_slots is None:
+            kv_slots = self.memory[0].slots if self.memory else _slots_on_cpu(model)
+        self.pool: KVPool = model.new_pool(kv_slots)
         self._runner = Runner(model, decoder, self.pool, prefill_tokens, max_rows)
         self._inbox: deque[Callable[[], None]] = deque()
         """What the engine's thread is to do before its next step, in order."""
@@ -313,8 +319,5 @@ def _answer(single: bool, requests: Sequence[Request], results: list[list[Comple
     return results[0] if single else results
 
 
-def _default_slots(model: Model) -> int:
-    slot = model.new_pool(1).slot_bytes
-    device = model.info.device
-    room = int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else POOL_BYTES
-    return max(1, min(room // slot, 64 * model.info.max_positions))
+def _slots_on_cpu(model: Model) -> int:
+    return max(1, min(POOL_BYTES // model.new_pool(1).slot_bytes, 64 * model.info.max_positions))

@@ -81,10 +81,16 @@ class Graphs:
         self._model, self._tiling, self._recorder = weakref.ref(model), tiling, recorder
         self._sizes = sorted(sizes)
         self._works: dict[int, StaticWork] = {}
+        self._logits: torch.Tensor | None = None
         self._replays: weakref.WeakKeyDictionary[KVPool, dict[tuple[int, Form, tuple[int, ...]], Run]]
         self._replays = weakref.WeakKeyDictionary()
         self.replayed = 0
         """Calls that were replays."""
+
+    @property
+    def tokens(self) -> int:
+        """New tokens of the largest recording."""
+        return self._sizes[-1]
 
     @classmethod
     def of(cls, model: Transformer, recorder: Recorder | None = None, sizes: Sequence[int] = SIZES) -> Graphs | None:
@@ -133,7 +139,11 @@ class Graphs:
 
     def _run(self, work: StaticWork, form: Form, pool: KVPool, hidden: tuple[int, ...]) -> Run:
         model = self._model
-        tokens = NewTokens(work.ids, work.positions, work.new_slots, work.views(form), pool.k_and_dump, pool.v_and_dump)
+        if self._logits is None and self._owner.has_head:  # one place for all: each result is copied before the next replay
+            info = self._owner.info
+            self._logits = torch.empty(self.tokens, info.vocab_size, dtype=info.dtype, device=info.device)
+        logits = None if self._logits is None else self._logits[: work.queries]
+        tokens = NewTokens(work.ids, work.positions, work.new_slots, work.views(form), pool.k_and_dump, pool.v_and_dump, logits)
 
         def run() -> Output:
             found = model()

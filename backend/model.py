@@ -62,6 +62,8 @@ class Model(ABC):
     info: ModelInfo
     text: Text | None
     """The checkpoint's tokenizer; None for one without."""
+    recorded_tokens: int = 0
+    """New tokens of the largest call that is recorded and replayed; 0: none is."""
 
     @abstractmethod
     def forward(self, batch: TokenBatch) -> Output:

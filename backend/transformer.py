@@ -111,12 +111,18 @@ class Transformer(Model):
         self.info = ModelInfo(name, config.vocab_size, config.hidden_size, self.max_positions, weights.parameters, dtype, device,
                               [spec] * config.num_hidden_layers, defaults or Defaults())  # fmt: skip
         self._graphs = Graphs.of(self) if graphs and device.type == "cuda" else None
+        self.recorded_tokens = 0 if self._graphs is None else self._graphs.tokens
 
     @staticmethod
     def _lm_head(config: Any, weights: Checkpoint, embedding: Tensor) -> Tensor | None:
         if any(a in HEADLESS.values() for a in config.architectures or ()):
             return None
         return embedding if config.tie_word_embeddings else weights.read("lm_head.weight", embedding.shape)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it gives logits."""
+        return self._head is not None
 
     @property
     def windows(self) -> list[int | None]:
@@ -188,7 +194,7 @@ class Transformer(Model):
             x = x if wanted is None else x.index_select(0, wanted)
         if last in layers:
             hidden[last] = x
-        return Output(None if self._head is None else torch.mm(x, self._head), hidden)
+        return Output(None if self._head is None else torch.mm(x, self._head, out=tokens.logits), hidden)
 
     def _attention(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor, tokens: NewTokens, i: int) -> Tensor:
         """The attention's output [T, heads * dim], before its projection."""

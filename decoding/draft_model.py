@@ -83,6 +83,9 @@ class DraftModel(Source):
             )
         self._vocabulary = model.info.vocab_size
 
+    def models(self) -> list[Model]:
+        return [self.model]
+
     def slots(self, request: Request, pool: KVPool) -> dict[KVPool, int]:
         need = min(len(request.prompt) + request.max_tokens, self.model.info.max_positions)
         return {self._own(pool): need}

@@ -25,6 +25,10 @@ class Source(ABC):
         """Once, before anything else: the model whose tokens are to be guessed. Raises ``ValueError`` where that cannot be."""
         return None
 
+    def models(self) -> Sequence[Model]:
+        """Models it computes with, each with a pool as large as the engine's."""
+        return ()
+
     def slots(self, request: Request, pool: KVPool) -> dict[KVPool, int]:
         """The most slots of its own pools that one sample may ever need. ``pool``: the engine's."""
         return {}

@@ -82,6 +82,9 @@ class Speculation(Decoder):
         for source in self.sources:
             source.bind(model)
 
+    def models(self) -> list[Model]:
+        return [model for source in self.sources for model in source.models()]
+
     def slots(self, request: Request, pool: KVPool) -> dict[KVPool, int]:
         need = super().slots(request, pool)
         for source in self.sources:
