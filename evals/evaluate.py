@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..backend.engine import Engine
 from ..backend.load import weights_hash
+from ..backend.memory import GPU_MEMORY_UTILIZATION
 from ..schema import Completion, Problem, Prompt, Solution
 from ..search.strategy import Draws, Strategy, seed_of
 from ..verifiers.verifier import Verifier
@@ -43,11 +44,12 @@ PAUSE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Where a run is kept, how much of the task it covers, and the k of its curves."""
+    """Where a run is kept, how much of the task it covers, the k of its curves, and the engine's share of a GPU."""
 
     path: str | None = None
     problems: int | None = None
     ks: Sequence[int] = KS
+    gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION
 
     def __post_init__(self) -> None:
         if self.problems is not None and not _whole(self.problems):
@@ -105,7 +107,7 @@ def evaluate_one(config: DictConfig) -> Results | None:
         what = _identity(config, truth)
         path = Path(plan.path or f"runs/{task.name}-{model.info.name}-{_short(what)}")
         folder = stack.enter_context(RunFolder(path, what))
-        engine = stack.enter_context(Engine(model, decoder))
+        engine = stack.enter_context(Engine(model, decoder, gpu_memory_utilization=plan.gpu_memory_utilization))
         folder.write("config.yaml", OmegaConf.to_yaml(config))
         folder.write("environment.json", json.dumps(machine.describe(str(model.info.device)), indent=1) + "\n")
 
