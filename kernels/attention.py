@@ -7,16 +7,17 @@ Exact. Not here: projections, rotation of new tokens, writing K and V.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import prefill, reference
 from .merge import merge
 from .rotary import Rotary
+from .tuning import tuning_for
 from .views import Views
 
 __all__ = ["IMPLEMENTATIONS", "attend", "choose", "merge"]
@@ -86,6 +87,24 @@ def _module(name: str) -> ModuleType | ImportError:
         return error
 
 
+@cache
+def library_from(device: torch.device, dtype: torch.dtype, dim: int, dim_v: int) -> int | None:
+    """From how many queries on "auto" leaves a plain chain on a GPU to torch's own attention; None: never."""
+    if device.type != "cuda" or prefill.refuses(dtype, dim, dim_v) is not None:
+        return None
+    about = torch.cuda.get_device_properties(device)
+    tuning = tuning_for(about.name, (about.major, about.minor))
+    return tuning.prefill_queries if tuning.prefill == "sdpa" else None
+
+
+def _alone(
+    twin: ModuleType, k: Tensor, v: Tensor, scale: float, window: int | None, rotary: Rotary | None, q: Tensor, views: Views
+) -> Tensor:
+    """What ``twin`` makes of some rows of a call."""
+    out: Tensor = twin.attend(q, k, v, views, scale=scale, window=window, rotary=rotary)[0]
+    return out
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -109,7 +128,8 @@ def attend(
 
     Returns the output [T, heads, dim_v] in q's dtype and, with ``need_lse``, the natural log-sum-exp [T, heads] in float32
     (float64 for float64), sinks included. A query that sees nothing has output 0 and lse -inf (the sink's, with sinks).
-    ``impl``: a named implementation runs or raises ``ValueError``; "auto" takes the best that :func:`choose` finds.
+    ``impl``: a named implementation runs or raises ``ValueError``; "auto" takes the best that :func:`choose` finds, and beside
+    it torch's own attention for prefill (:mod:`~forethought.kernels.prefill`) where the tuning of a GPU says so.
     For inference: no gradient flows through an lse, so none is right where groups or sinks are merged.
     """
     try:
@@ -131,6 +151,10 @@ def attend(
         name = _best(q.device, q.dtype, dim, v.shape[2])[0] if impl == "auto" else choose(impl, q.device)[0]
         if name != "torch":
             twin: ModuleType = _module(name)  # type: ignore[assignment]
+            if impl == "auto" and softcap is None and sinks is None and not need_lse:
+                least = library_from(q.device, q.dtype, dim, v.shape[2])
+                if least is not None and (found := prefill.split(views, window, least, q.device)) is not None:
+                    return prefill.attend(q, k, v, found, scale, partial(_alone, twin, k, v, scale, window, rotary)), None
             result: tuple[Tensor, Tensor | None] = twin.attend(
                 q, k, v, views, scale=scale, window=window, softcap=softcap, sinks=sinks, rotary=rotary, need_lse=need_lse
             )

@@ -1,4 +1,4 @@
-"""Launch configurations of the Triton kernels, read from the JSON files in ``tuned/``: one a device, nearest one used.
+"""Launch configurations of the Triton kernels and what computes prefill, from the JSON files in ``tuned/``: nearest device used.
 
 Nothing is tuned at run time. A file says whether its figures were measured on the device or are only an estimate.
 """
@@ -38,6 +38,9 @@ class Tuning:
     capability: tuple[int, int]
     measured: bool
     configs: tuple[Config, ...]
+    prefill: str = "sdpa"
+    """What computes plain chains of at least ``prefill_queries`` queries: "sdpa", torch's own attention, or "twin"."""
+    prefill_queries: int = 128
 
     def nearest(self, dim: int, itemsize: int, rows: int) -> Config:
         """That for heads and tiles at least as large, so that a tile fits; else for the largest there are."""
@@ -69,7 +72,10 @@ def parse(found: dict[str, Any]) -> Tuning:
             if value < 16 or value & (value - 1):
                 raise ValueError(f"tuning of {found['device']}: {name}={value}: a power of two, at least 16")
     major, minor = found["capability"]
-    return Tuning(found["device"], (major, minor), found["measured"], configs)
+    prefill, queries = found["prefill"], found["prefill_queries"]
+    if prefill not in ("sdpa", "twin") or queries < 1:
+        raise ValueError(f"tuning of {found['device']}: prefill={prefill!r} from {queries} queries: sdpa or twin, 1 or more")
+    return Tuning(found["device"], (major, minor), found["measured"], configs, prefill, queries)
 
 
 @cache

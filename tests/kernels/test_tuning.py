@@ -8,6 +8,8 @@ import pytest
 
 from forethought.kernels.tuning import FOLDER, Config, Tuning, nearest_device, parse, tuning_for, tunings
 
+FILE = {"device": "x", "capability": [9, 0], "measured": False, "prefill": "twin", "prefill_queries": 100, "triton": []}
+
 
 def config(dim: int, rows: int, itemsize: int = 2) -> Config:
     return Config(dim, itemsize, rows, 32, 4, 2, 1)
@@ -53,4 +55,11 @@ def test_what_is_committed():
 def test_a_file_that_cannot_be_meant(name, value):
     entry = {"dim": 64, "itemsize": 2, "rows": 16, "block": 32, "warps": 4, "stages": 2, "blocks_per_sm": 1} | {name: value}
     with pytest.raises(ValueError, match=f"tuning of x: {name}={value}"):
-        parse({"device": "x", "capability": [9, 0], "measured": False, "triton": [entry]})
+        parse(FILE | {"triton": [entry]})
+
+
+@pytest.mark.parametrize("about", [{"prefill": "flash"}, {"prefill_queries": 0}])
+def test_prefill_by_one_of_two(about):
+    assert parse(FILE).prefill_queries == 100
+    with pytest.raises(ValueError, match="tuning of x: prefill="):
+        parse(FILE | about)
