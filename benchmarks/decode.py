@@ -1,6 +1,11 @@
 """How fast is plain greedy decoding: ours, the bare loop, and ``transformers.generate``?
 
     python benchmarks/decode.py [--cases single,samples,mixed,qwen3] [--device cuda] [--repeats 5] [--json FILE] [--quick]
+    python benchmarks/decode.py --device cuda [--cases 0.6B,1.7B,8B] [--seconds 400] [--json FILE] [--quick]
+    python benchmarks/decode.py --table FILE
+
+The second form measures single steps of models of real shape, see ``decode_steps.py``; the third prints what it wrote and what
+was hoped of it. Of the first:
 
 One process, the same random weights (seed 0; written once as a checkpoint, which ours loads), the same tokens. The
 contenders take turns, A, B, C, A, B, C, so that the machine's moods hit all alike; the table gives medians and ranges over
@@ -41,6 +46,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import decode_steps
 import torch
 import transformers
 from bare import Bare
@@ -316,16 +322,24 @@ def line(row: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default="single,samples,mixed,qwen3", help="which, separated by commas (default: all)")
+    parser.add_argument("--cases", help="which, separated by commas (default: all of the first form, on CUDA of the second)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each (default: 5)")
     parser.add_argument("--json", type=Path, help="append a JSON row per case and contender to this file, as soon as it is known")
+    parser.add_argument("--seconds", type=float, default=400, help="cells of the second form not begun by then are left out")
+    parser.add_argument("--table", type=Path, help="print what a run of the second form wrote to this file")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, twice: does it run?")
     options = parser.parse_args(arguments)
+    if options.table:
+        lines = options.table.read_text(encoding="utf-8").splitlines()
+        steps = [row for row in map(json.loads, lines) if row["case"] in decode_steps.SHAPES]
+        print("\n".join([decode_steps.HEADER, *map(decode_steps.line, steps), *decode_steps.verdicts(steps)]))
+        return
     known = cases(options.quick)
-    names = options.cases.split(",")
-    if unknown := [name for name in names if name not in known]:
-        parser.error(f"no case {unknown[0]!r}: {', '.join(known)}")
+    every = [*known, *decode_steps.SHAPES]
+    names = options.cases.split(",") if options.cases else list(known) if options.device == "cpu" else list(decode_steps.SHAPES)
+    if unknown := [name for name in names if name not in every]:
+        parser.error(f"no case {unknown[0]!r}: {', '.join(every)}")
     repeats = 2 if options.quick else options.repeats
     if repeats < 1:
         parser.error(f"--repeats {repeats}: at least 1")
@@ -333,20 +347,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transformers.logging.disable_progress_bar()
     where = machine(options.device)
     print(", ".join(f"{key} {value}" for key, value in where.items() if value is not None))
+    rows: list[dict[str, Any]] = []
+
+    def note(row: dict[str, Any], text: str) -> None:
+        rows.append(row | {"quick": options.quick})
+        print(text, flush=True)
+        if options.json:
+            with options.json.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(rows[-1] | where) + "\n")
+
+    shapes = [name for name in names if name in decode_steps.SHAPES]
+    names = [name for name in names if name in known]
     for name in names:
         case = known[name]
         shape = ", ".join(f"{key.removeprefix('num_').replace('_', ' ')} {value}" for key, value in case.config.items())
         computed, new = sum(len(r.prompt) for r in case.requests), case.tokens
         print(f"{name}: {len(case.requests)} prompts, {computed} tokens; {new} new tokens; {case.dtype}; {shape}")
-    print(HEADER)
-    rows = []
+    if names:
+        print(HEADER)
     for name in names:
         for row in measure(known[name], options.device, repeats):
-            rows.append(row | {"quick": options.quick})
-            print(line(row), flush=True)
-            if options.json:
-                with options.json.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(rows[-1] | where) + "\n")
+            note(row, line(row))
+    if shapes:
+        print(decode_steps.HEADER)
+        until = time.perf_counter() + options.seconds
+        for name in shapes:
+            for row in decode_steps.measure(name, options.device, options.quick, until):
+                note(row, decode_steps.line(row))
+        print("\n".join(decode_steps.verdicts(rows)))
     print(json.dumps({"benchmark": "decode", **where, "rows": rows}), flush=True)
 
 

@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +36,51 @@ def test_quick_run(tmp_path: Path) -> None:
         # One forward feeds the prompt and gives the first token; then one a token of the longest sample.
         if row["case"] != "mixed":
             assert row["forwards"] == {"single": 16, "samples": 16, "qwen3": 4}[row["case"]]
+
+
+def test_quick_steps(tmp_path: Path) -> None:
+    rows_file, script = tmp_path / "rows.jsonl", [sys.executable, str(BENCHMARKS / "decode.py")]
+    command = [*script, "--quick", "--cases", "8B", "--json", str(rows_file)]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    assert [(row["cell"], row["batch"], row["new"], row["impl"]) for row in rows] == [
+        *(("decode", batch, 1, impl) for batch in (1, 3) for impl in ("ours", "eager", "static")),
+        ("tree", 1, 1, "ours"), ("tree", 1, 4, "ours"), ("prefix", 3, 1, "ours"),
+    ]  # fmt: skip
+    assert all(row["steps"] == 4 and row["us"] > 0 for row in rows)
+    table = subprocess.run([*script, "--table", str(rows_file)], capture_output=True, text=True)
+    assert table.returncode == 0, table.stderr
+    lines = table.stdout.splitlines()
+    assert len(lines) == 1 + len(rows) + 6
+    assert all(line.endswith("not measured") for line in lines[-6:]), "a CPU's figures are none of a card"
+
+
+def test_steps_that_cannot_be_measured_say_why() -> None:
+    command = [sys.executable, str(BENCHMARKS / "decode.py"), "--quick", "--cases", "0.6B", "--seconds", "0"]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    rows = json.loads(run.stdout.splitlines()[-1])["rows"]
+    assert len(rows) == 9
+    assert {row["problem"] for row in rows} == {"out of time"}
+
+
+def test_what_is_asked_of_a_card(benchmark_steps: ModuleType) -> None:
+    def row(case: str, cell: str, impl: str, new: int = 1, **figures: float) -> dict[str, Any]:
+        return {"case": case, "cell": cell, "impl": impl, "new": new, "batch": 1, "device": "cuda", **figures}
+
+    rows = [
+        row("8B", "decode", "ours", share=0.9), row("8B", "decode", "ours", share=0.69),
+        row("0.6B", "decode", "ours", share=0.45), row("0.6B", "decode", "eager", ours_x_eager=3.1),
+        row("0.6B", "decode", "static", ours_x_static=0.99), row("8B", "tree", "ours", us=100.0), row("8B", "tree", "ours", 16, us=130.0),
+    ]  # fmt: skip
+    said = [verdict.split(": ")[1].split(" (")[0] for verdict in benchmark_steps.verdicts(rows)]
+    assert said == ["0.69, FALLS SHORT", "0.45, holds", "3.10, holds", "not measured", "0.99, FALLS SHORT", "1.30, holds"]
+
+
+@pytest.fixture
+def benchmark_steps(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return import_module("decode_steps")
 
 
 def test_unknown_case_is_refused() -> None:
