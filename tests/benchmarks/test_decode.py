@@ -71,7 +71,8 @@ def test_what_is_asked_of_a_card(benchmark_steps: ModuleType) -> None:
     rows = [
         row("8B", "decode", "ours", share=0.9), row("8B", "decode", "ours", share=0.69),
         row("0.6B", "decode", "ours", share=0.45), row("0.6B", "decode", "eager", ours_x_eager=3.1),
-        row("0.6B", "decode", "static", ours_x_static=0.99), row("8B", "tree", "ours", us=100.0), row("8B", "tree", "ours", 16, us=130.0),
+        row("0.6B", "decode", "static", ours_x_static=0.99),
+        row("8B", "tree", "ours", us=100.0), row("8B", "tree", "ours", 16, us=130.0),
     ]  # fmt: skip
     said = [verdict.split(": ")[1].split(" (")[0] for verdict in benchmark_steps.verdicts(rows)]
     assert said == ["0.69, FALLS SHORT", "0.45, holds", "3.10, holds", "not measured", "0.99, FALLS SHORT", "1.30, holds"]
