@@ -1,6 +1,6 @@
 """How much of the memory's bandwidth does attention use, in each implementation and in other libraries?
 
-    python benchmarks/attention.py [--device cuda] [--cells decode,tree,prefix,parts] [--repeats 30] [--json FILE] [--quick]
+    python benchmarks/attention.py [--device cuda] [--cells decode,prefill,…] [--repeats 30] [--json FILE] [--quick]
 
 Heads as in Qwen3-8B: 32 query heads, 8 KV heads of 128, bfloat16; random numbers, one layer, no model around it.
 
@@ -8,6 +8,7 @@ decode   batch 1, 8, 64 x context 128, 2048, 16384, one query a row
 tree     1, 16, 64 drafted tokens behind a context of 4096
 prefix   64 rows that share 2048 slots and have 64 of their own
 parts    2 and 4 workers, each seeing all of 2 and 4 parts of 1024 slots, rotated to its own order
+prefill  a chunk of 512, 2048 new tokens behind a context of 2048, 16384: bound by arithmetic, so TFLOP/s are given too
 
 Bytes a cell must move: K and V of each distinct slot once, queries and outputs once; nothing else, whoever runs it. GB/s are
 these bytes by the median time, "share" their ratio to a device copy measured in the same run (its reads and writes). On CUDA
@@ -18,7 +19,9 @@ ours above 0.01 fails the run.
 Ours: torch, triton, cuda, each where it runs. Others, over dense copies of the same K and V that are not timed: SDPA by its
 math, flash and efficient backends with a group's heads packed as queries; compiled FlexAttention (batch 8 alone: each shape
 compiles for half a minute); FlashInfer and flash-attn where they can be imported. What cannot run says why in its row. Cells
-that would fill more than 80 % of the card are left out. Not measured: making the work list, the first call.
+that would fill more than 80 % of the card are left out. Prefill: our twins against "library", torch's own attention over
+gathered K and V as in ``kernels/prefill.py``; which of them runs the files in ``kernels/tuned`` say. Not measured: making the
+work list, the first call.
 """
 
 from __future__ import annotations
@@ -31,109 +34,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from attention_cells import QWEN3, SMALL, Cell, Heads, cells
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from forethought.kernels import prefill
 from forethought.kernels.attention import FAST, attend, choose
-from forethought.kernels.rotary import Rotary
-from forethought.kernels.views import Views, ancestor_bits
+from forethought.kernels.views import Views
 
-RUN = 64
-"""Slots lie in runs of so many, scattered over the pool, as in one that has been in use."""
-
-
-class Heads(NamedTuple):
-    heads: int
-    kv_heads: int
-    dim: int
-    dtype: torch.dtype
-
-
-QWEN3 = Heads(32, 8, 128, torch.bfloat16)
-SMALL = Heads(4, 2, 16, torch.float32)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One thing to measure: ``batch`` rows of ``queries`` over views of ``context`` slots each."""
-
-    name: str
-    batch: int
-    queries: int
-    context: int
-    views: Views
-    rotary: Rotary | None = None
-
-    @property
-    def slots(self) -> int:
-        """Size of the pool: every slot is listed."""
-        return int(self.views.slots.max()) + 1
-
-    def bytes(self, heads: Heads) -> int:
-        """What must be moved at least."""
-        per_slot, per_query = 2 * heads.kv_heads * heads.dim, 2 * heads.heads * heads.dim
-        return heads.dtype.itemsize * (self.slots * per_slot + self.batch * self.queries * per_query)
-
-
-def pool(count: int) -> np.ndarray:
-    """``count`` slots in runs, the runs in random order."""
-    runs = np.array_split(np.arange(count), max(1, count // RUN))
-    order = np.random.default_rng(0).permutation(len(runs))
-    return np.concatenate([runs[i] for i in order])
-
-
-def decode(batch: int, context: int, shared: int = 0, name: str = "decode") -> Cell:
-    order = pool(shared + batch * (context - shared))
-    own = order[shared:].reshape(batch, context - shared)
-    slots = np.concatenate((np.tile(order[:shared], (batch, 1)), own), 1).reshape(-1)
-    each = np.arange(batch + 1)
-    views = Views(np.full(batch, context - 1), query_ptr=each, part_ptr=each, slot_ptr=each * context, slots=slots)
-    return Cell(name, batch, 1, context, views)
-
-
-def tree(nodes: int, context: int) -> Cell:
-    rng = np.random.default_rng(nodes)
-    parents = [-1, *(int(rng.integers(max(0, i - 4), i)) for i in range(1, nodes))]
-    depths = [0]
-    for parent in parents[1:]:
-        depths.append(depths[parent] + 1)
-    stored = np.concatenate((np.arange(context), context + np.array(depths)))
-    ends = np.array([0, nodes]), np.array([0, 1]), np.array([0, context + nodes])
-    views = Views(stored[context:], *ends, pool(context + nodes), stored, tree=ancestor_bits(parents))
-    return Cell("tree", 1, nodes, context + nodes, views)
-
-
-def parts(count: int, length: int, heads: Heads) -> Cell:
-    """Each of ``count`` workers sees all parts, its own behind the others."""
-    slots = pool(count * length).reshape(count, length)
-    order = [[*(p for p in range(count) if p != worker), worker] for worker in range(count)]
-    each, total = np.arange(count + 1), count * length
-    offsets = np.tile(np.arange(count) * length, count)
-    last = np.full((count, count), length - 1)
-    views = Views(
-        positions=np.full(count, total - 1), query_ptr=each, part_ptr=each * count,
-        slot_ptr=np.arange(count * count + 1) * length, slots=slots[np.array(order)].reshape(-1),
-        offsets=offsets, last=last.reshape(-1),
-    )  # fmt: skip
-    rotary = Rotary(1e6 ** -(torch.arange(0, heads.dim, 2) / heads.dim))
-    return Cell("parts", count, 1, total, views, rotary)
-
-
-def cells(names: Sequence[str], heads: Heads, quick: bool) -> Iterator[Cell]:
-    contexts, batches = ((8, 40), (1, 3)) if quick else ((128, 2048, 16384), (1, 8, 64))
-    every: dict[str, Callable[[], Iterator[Cell]]] = {
-        "decode": lambda: (decode(batch, context) for context in contexts for batch in batches),
-        "tree": lambda: (tree(n, 32 if quick else 4096) for n in ((1, 4) if quick else (1, 16, 64))),
-        "prefix": lambda: iter([decode(4, 40, 32, "prefix") if quick else decode(64, 2112, 2048, "prefix")]),
-        "parts": lambda: (parts(n, 8 if quick else 1024, heads) for n in (2, 4)),
-    }
-    for name in names:
-        yield from every[name]()
+CELLS = ("decode", "tree", "prefix", "parts", "prefill")
 
 
 # ---- what is compared -----------------------------------------------------------------------------------------------------
@@ -188,6 +102,15 @@ def ours(impl: str) -> Callable[[Inputs], Call]:
     return prepare
 
 
+def library(x: Inputs) -> Call:
+    if x.q.is_cuda and (why := prefill.refuses(x.heads.dtype, x.heads.dim, x.heads.dim)) is not None:
+        raise ValueError(why)
+    found = prefill.split(x.cell.views, None, 1, x.q.device)
+    if found is None or found.rest is not None:
+        raise ValueError("not all of it is plain chains")
+    return lambda: prefill.attend(x.q, x.k, x.v, found, x.scale, lambda q, views: q)
+
+
 def sdpa(backend: SDPBackend) -> Callable[[Inputs], Call]:
     def prepare(x: Inputs) -> Call:
         (q, k, v), mask = x.dense(), x.mask()
@@ -229,6 +152,8 @@ def flash_attn(x: Inputs) -> Call:
 
 
 def contenders(cell: Cell, device: str) -> dict[str, Callable[[Inputs], Call]]:
+    if cell.name == "prefill":  # plain torch would hold all scores at once
+        return {impl: ours(impl) for impl in (FAST if device != "cpu" else ("torch",))} | {"library": library}
     found = {impl: ours(impl) for impl in ("torch", *(FAST if device != "cpu" else ()))}
     if cell.rotary is None:
         found["sdpa math"] = sdpa(SDPBackend.MATH)
@@ -254,7 +179,7 @@ def measure(cell: Cell, heads: Heads, device: str, repeats: int) -> Iterator[dic
 
     queries = len(cell.views.positions)
     x = Inputs(cell, heads, random(queries, heads.heads), random(cell.slots, heads.kv_heads), random(cell.slots, heads.kv_heads))
-    exact = first_row(x)
+    places, exact = first_row(x)
     for name, prepare in contenders(cell, device).items():
         row: dict[str, Any] = {
             "cell": cell.name, "batch": cell.batch, "queries": cell.queries, "context": cell.context, "impl": name,
@@ -262,7 +187,7 @@ def measure(cell: Cell, heads: Heads, device: str, repeats: int) -> Iterator[dic
         }  # fmt: skip
         try:
             call = prepare(x)
-            error = (call()[: len(exact)].double() - exact).norm() / exact.norm()
+            error = (call()[places].double() - exact).norm() / exact.norm()
             times, graph = timed(call, device, repeats)
         except Exception as problem:  # other libraries refuse shapes in their own ways
             yield row | {"problem": f"{type(problem).__name__}: {problem}".splitlines()[0][:200]}
@@ -271,16 +196,21 @@ def measure(cell: Cell, heads: Heads, device: str, repeats: int) -> Iterator[dic
         yield row | {
             "error": float(error), "graph": graph, "repeats": repeats, "us": middle, "us_20": low, "us_80": high,
             "gb_s": cell.bytes(heads) / middle / 1e3,
-        }  # fmt: skip
+        }  | ({} if (flops := cell.flops(heads)) is None else {"tflops": flops / middle / 1e6})  # fmt: skip
 
 
-def first_row(x: Inputs) -> Tensor:
-    """The output of the first row's queries in float64, from plain torch."""
+CHECKED = 64
+"""Queries of a chunk that are looked at: its last ones."""
+
+
+def first_row(x: Inputs) -> tuple[slice, Tensor]:
+    """Which are the first row's queries, and their output in float64, from plain torch."""
     views = x.cell.views
     queries, shown = int(views.query_ptr[1]), int(views.part_ptr[1])
+    start = max(0, queries - CHECKED) if x.cell.name == "prefill" else 0
     listed = int(views.slot_ptr[shown])
     alone = Views(
-        positions=views.positions[:queries], query_ptr=views.query_ptr[:2], part_ptr=views.part_ptr[:2],
+        positions=views.positions[start:queries], query_ptr=np.array([0, queries - start]), part_ptr=views.part_ptr[:2],
         slot_ptr=views.slot_ptr[: shown + 1], slots=np.arange(listed),
         slot_positions=None if views.slot_positions is None else views.slot_positions[:listed],
         offsets=None if views.offsets is None else views.offsets[:shown],
@@ -289,8 +219,8 @@ def first_row(x: Inputs) -> Tensor:
     )  # fmt: skip
     index = torch.from_numpy(views.slots[:listed]).to(x.q.device)
     rotary = None if x.cell.rotary is None else replace(x.cell.rotary, frequencies=x.cell.rotary.frequencies.double())
-    q, k, v = x.q[:queries].double(), x.k[index].double(), x.v[index].double()
-    return attend(q, k, v, alone, scale=x.scale, rotary=rotary, impl="torch")[0]
+    q, k, v = x.q[start:queries].double(), x.k[index].double(), x.v[index].double()
+    return slice(start, queries), attend(q, k, v, alone, scale=x.scale, rotary=rotary, impl="torch")[0]
 
 
 def timed(call: Call, device: str, repeats: int) -> tuple[list[float], bool]:
@@ -347,21 +277,21 @@ def line(row: dict[str, Any]) -> str:
     if "problem" in row:
         return f"{start} {row['problem'][:80]}"
     spread = f"{row['us']:.1f} ({row['us_20']:.1f}-{row['us_80']:.1f})"
-    graph = "" if row["graph"] else "  no graph"
+    graph = ("" if row["graph"] else "  no graph") + (f"  {row['tflops']:.1f} TFLOP/s" if "tflops" in row else "")
     return f"{start} {spread:>26} {row['gb_s']:8.1f} {row['share']:6.1%} {row['error']:9.1e}{graph}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", default="decode,tree,prefix,parts", help="which, separated by commas (default: all)")
+    parser.add_argument("--cells", default=",".join(CELLS), help="which, separated by commas (default: all)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=30, help="timed calls of each (default: 30)")
     parser.add_argument("--json", type=Path, help="append a JSON row per cell and contender to this file, as soon as it is known")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, three times: does it run?")
     options = parser.parse_args(arguments)
     names = options.cells.split(",")
-    if unknown := [name for name in names if name not in ("decode", "tree", "prefix", "parts")]:
-        parser.error(f"no cell {unknown[0]!r}: decode, tree, prefix, parts")
+    if unknown := [name for name in names if name not in CELLS]:
+        parser.error(f"no cell {unknown[0]!r}: {', '.join(CELLS)}")
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: at least 1")
     heads, repeats = (SMALL, 3) if options.quick else (QWEN3, options.repeats)
@@ -387,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 with options.json.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row | machine) + "\n")
     print(json.dumps(machine | {"rows": rows}))
-    if wrong := [line(row) for row in rows if row["impl"] in ("torch", *FAST) and not row.get("error", 0) <= 1e-2]:
+    if wrong := [line(row) for row in rows if row["impl"] in ("torch", "library", *FAST) and not row.get("error", 0) <= 1e-2]:
         raise SystemExit("wrong:\n" + "\n".join(wrong))
 
 

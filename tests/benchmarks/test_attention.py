@@ -26,7 +26,8 @@ def test_quick_run(tmp_path: Path) -> None:
     cells = [*decode, ("tree", 1, 33), ("tree", 1, 36), ("prefix", 4, 40)]
     both = [(*cell, impl) for cell in cells for impl in ("torch", "sdpa math")]
     rotated = [("parts", 2, 16, "torch"), ("parts", 4, 32, "torch")]
-    assert [(row["cell"], row["batch"], row["context"], row["impl"]) for row in rows] == both + rotated
+    chunks = [("prefill", 1, context, impl) for context in (6, 26) for impl in ("torch", "library")]
+    assert [(row["cell"], row["batch"], row["context"], row["impl"]) for row in rows] == both + rotated + chunks
     written = [json.loads(line) for line in rows_file.read_text().splitlines()]
     assert [row.items() <= line.items() for row, line in zip(rows, written, strict=True)] == [True] * len(rows)
     for row in rows:
@@ -38,6 +39,10 @@ def test_quick_run(tmp_path: Path) -> None:
     assert by_cell["decode", 3, 40] == 120 * 256 + 3 * 512
     assert by_cell["prefix", 4, 40] == (32 + 4 * 8) * 256 + 4 * 512
     assert by_cell["parts", 4, 32] == 32 * 256 + 4 * 512
+    assert by_cell["prefill", 1, 26] == 26 * 256 + 6 * 512
+    # Six queries see 21 to 26 slots: of four heads of 16 a product and a sum for each number of K and of V.
+    assert rows[-1]["tflops"] == pytest.approx(4 * 4 * 16 * (21 + 22 + 23 + 24 + 25 + 26) / rows[-1]["us"] / 1e6)
+    assert [row for row in rows if "tflops" in row] == rows[-4:]
 
 
 @pytest.mark.parametrize(

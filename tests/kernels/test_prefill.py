@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,6 +89,21 @@ def test_a_window_that_hides_nothing_is_none(window: int | None, taken: bool, wr
     views = write.views([write.Row([8, 9, 10, 11], [write.Part(range(12))])])
     assert (prefill.split(views, window, 4, HERE) is not None) == taken
     assert prefill.split(views, window, 5, HERE) is None
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"positions": [7, 8, 9, 10]}, {"positions": [8, 10, 9, 11]}, {"tree": [0, 1, 2, 4]}, {"offsets": [1]},
+        {"last": [8, 9, 10, 10]}, {"slot_positions": [1, 0, *range(2, 12)]}, {"part_ptr": [0, 2], "slot_ptr": [0, 3, 12]},
+    ],
+)  # fmt: skip
+def test_what_is_no_plain_chain_stays_with_the_twin(about: dict[str, list[int]], write: Any) -> None:
+    """One thing at a time that a chain of four behind eight does not say."""
+    views = write.views([write.Row([8, 9, 10, 11], [write.Part(range(12))])])
+    assert prefill.split(views, None, 4, HERE) is not None
+    other = replace(views, plans={}, **{name: np.array(value) for name, value in about.items()})
+    assert prefill.split(other, None, 4, HERE) is None
 
 
 @pytest.mark.parametrize(
