@@ -70,6 +70,15 @@ class CudaRecorder:
         return replay
 
 
+def refuses(device: torch.device, impl: str = "auto") -> str | None:
+    """Why no steps are recorded there; None: they are."""
+    if device.type != "cuda":
+        return f"{device}: only a GPU records"
+    if attention.choose(impl, device)[0] == "torch":
+        return "attention in plain torch asks the host about its tables"
+    return None
+
+
 class Graphs:
     """The recordings of one model. Belongs to the thread that computes with it."""
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from ..backend.graphs import SIZES, refuses
 from ..backend.load import BUILT_IN
-from ..kernels.attention import choose
+from ..kernels.attention import choose, device_tuning, library_from
 from ..verifiers.doctor import attack_matrix
 from . import machine
 from .terminal import amount, clean, table
@@ -44,17 +45,33 @@ def attacked(*, as_json: bool = False) -> int:
 
 def examine() -> dict[str, Any]:
     """Everything the command shows, as plain values: bytes, bytes per second."""
-    kernel, why = choose()
     models = built_in()
     about = machine.describe("cpu")
     problems = [f"{name} is not installed" for name, version in about["versions"].items() if version == "not installed"]
     problems += [] if models else [f"no built-in models under {BUILT_IN}"]
     return {
         **about,
-        "attention": {"runs": kernel, "why": why},
+        **kernels(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")),
         "devices": {name: {"hardware": machine.name_of(name), **bandwidth(name)} for name in machine.devices()},
         "models": models,
         "problems": problems,
+    }
+
+
+def kernels(device: torch.device) -> dict[str, dict[str, str]]:
+    """What computes attention there, what the attention of long prompts (heads of 128 in bfloat16), how steps are launched."""
+    kernel, why = choose("auto", device)
+    prefill, because = kernel, "as all attention"
+    if kernel != "torch" and (least := library_from(device, torch.bfloat16, 128, 128)) is not None:
+        tuning = device_tuning(device)
+        known = "measured" if tuning.measured else "an estimate"
+        prefill, because = "torch's flash attention", f"from {least} queries on, for {tuning.device}: {known}"
+    refusal = refuses(device)
+    steps = "recorded as graphs" if refusal is None else "launched one by one"
+    return {
+        "attention": {"runs": kernel, "why": why},
+        "prefill": {"runs": prefill, "why": because},
+        "steps": {"runs": steps, "why": refusal or f"up to {SIZES[-1]} new tokens of our own transformer"},
     }
 
 
@@ -106,7 +123,7 @@ def _page(report: dict[str, Any]) -> str:
         "python": f"{versions['python']} on {report['system']}",
         "packages": ", ".join(f"{name} {versions[name]}" for name in machine.PACKAGES),
         "processor": f"{report['hardware']}: {report['cores']} cores usable, torch uses {report['threads']} threads",
-        "attention": f"{report['attention']['runs']} ({report['attention']['why']})",
+        **{name: f"{report[name]['runs']} ({report[name]['why']})" for name in ("attention", "prefill", "steps")},
         "models": listed,
     }
     lines = [f"{name:<12} {fact}" for name, fact in facts.items()]

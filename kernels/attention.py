@@ -17,7 +17,7 @@ from torch import Tensor
 from . import prefill, reference
 from .merge import merge
 from .rotary import Rotary
-from .tuning import tuning_for
+from .tuning import Tuning, tuning_for
 from .views import Views
 
 __all__ = ["IMPLEMENTATIONS", "attend", "choose", "merge"]
@@ -87,13 +87,18 @@ def _module(name: str) -> ModuleType | ImportError:
         return error
 
 
+def device_tuning(device: torch.device) -> Tuning:
+    """The tuning that a GPU's kernels run by."""
+    about = torch.cuda.get_device_properties(device)
+    return tuning_for(about.name, (about.major, about.minor))
+
+
 @cache
 def library_from(device: torch.device, dtype: torch.dtype, dim: int, dim_v: int) -> int | None:
     """From how many queries on "auto" leaves a plain chain on a GPU to torch's own attention; None: never."""
     if device.type != "cuda" or prefill.refuses(dtype, dim, dim_v) is not None:
         return None
-    about = torch.cuda.get_device_properties(device)
-    tuning = tuning_for(about.name, (about.major, about.minor))
+    tuning = device_tuning(device)
     return tuning.prefill_queries if tuning.prefill == "sdpa" else None
 
 

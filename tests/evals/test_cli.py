@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -253,6 +254,8 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert all(found["copy"] > 0 and found["matrix_vector"] > 0 for found in said["devices"].values())
     page = run(capsys, "doctor", code=missing)
     assert "matrix-vector" in page
+    for name in ("attention", "prefill", "steps"):
+        assert f"{said[name]['runs']} ({said[name]['why']})" in page
     assert ("no built-in models" in page) == bool(missing)
     monkeypatch.setattr(doctor, "BUILT_IN", Path("/nowhere"))
     assert "problem: no built-in models under /nowhere" in run(capsys, "doctor", code=FAILED)
@@ -291,6 +294,35 @@ def test_solve_with_nano(capsys: pytest.CaptureFixture[str]) -> None:
 def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, "demo")
     assert {line.split()[0] for line in out.splitlines() if re.match(r"nano\S* .*%", line)} == {"nano", "nano-draft"}
+
+
+def test_doctor_on_a_card_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which kernel, what prefill runs by and whose estimate that is, and whether steps are recorded."""
+    import torch
+
+    from forethought.evals import doctor
+    from forethought.kernels import attention
+
+    here, there = torch.device("cpu"), torch.device("cuda", 0)
+    found = doctor.kernels(here)
+    assert {name: about["runs"] for name, about in found.items()} == {
+        "attention": "torch", "prefill": "torch", "steps": "launched one by one",
+    }  # fmt: skip
+    assert found["steps"]["why"] == "cpu: only a GPU records"
+    about = SimpleNamespace(name="some card", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    monkeypatch.setattr(attention, "_best", lambda *about: ("triton", "preferred on a GPU"))
+    attention.library_from.cache_clear()
+    found = doctor.kernels(there)
+    assert found["attention"] == {"runs": "triton", "why": "preferred on a GPU"}
+    assert found["prefill"]["runs"] == "torch's flash attention"
+    assert "any of compute capability 9.0: an estimate" in found["prefill"]["why"]
+    assert found["steps"] == {"runs": "recorded as graphs", "why": "up to 256 new tokens of our own transformer"}
+    monkeypatch.setattr(attention, "_best", lambda *about: ("torch", "triton: not importable"))
+    found = doctor.kernels(there)
+    assert found["prefill"]["runs"] == "torch"
+    assert found["steps"]["why"] == "attention in plain torch asks the host about its tables"
+    attention.library_from.cache_clear()
 
 
 @pytest.mark.parametrize(
