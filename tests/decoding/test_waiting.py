@@ -1,4 +1,4 @@
-"""How often a step of plain decoding waits for a device: once, to read what it emits. Shown without one, and on one."""
+"""How often a step waits for a device, drafts or none: once, to read what is drawn. Shown without one, and on one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from lab import tiny_llama
 import forethought as ft
 from forethought.backend.batch import Output, TokenBatch
 from forethought.backend.batch import Row as New
+from forethought.backend.decoder import Draft
 from forethought.backend.kv import KVPool, LayerSpec
 from forethought.backend.request import Request, Row, Sampling
 from forethought.decoding import sampling
 from forethought.decoding.autoregressive import Autoregressive
+from forethought.decoding.lookahead import Lookahead
 
 V = 31
 POOL = KVPool([LayerSpec(1, 1, 1, torch.device("cpu"))], 16, torch.float32)
@@ -67,6 +69,31 @@ def test_deciding_reads_once(case: str) -> None:
         assert a.certainty == pytest.approx(b.certainty, abs=1e-4)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_verifying_drafts_reads_once(case: str) -> None:
+    """Of trees too: whatever the drafted tokens are, what was drawn at all nodes comes in one piece."""
+    rows = rows_of(*CASES[case])
+    ids, parents, ptr, places = [], [], [0], [0]
+    for i in range(len(rows)):  # the first row has no draft, the second a chain of one, the third a tree
+        ids += [4, 9, 4][: i * (i + 1) // 2]
+        parents += [0, 0, 1][: i * (i + 1) // 2]
+        ptr.append(len(ids))
+        places.append(ptr[-1] + i + 1)
+    logits = torch.randn(places[-1], V, generator=torch.Generator().manual_seed(1)) * 3
+    logits[places[1], 4] += 99  # the second row's draft is right
+    counts, draft = np.diff(places).tolist(), Draft(ids, parents, ptr)
+    wanted = Lookahead(8).decide(rows, draft, Output(logits)).split(counts, V, draft)
+    with Card() as card:
+        there = logits.to(ELSEWHERE, non_blocking=True)
+        found = Lookahead(8).decide(rows, draft, Output(there)).split(counts, V, draft)
+    assert (card.downloads, card.waits) == (1, [])
+    assert case in ("edited", "minimum") or found[1].kept == [0, 1]
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.ids, a.pending, a.kept) == (b.ids, b.pending, b.kept)
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+        assert a.certainty == pytest.approx(b.certainty, abs=1e-4)
+
+
 def test_a_fault_is_still_one_rows_own() -> None:
     rows = rows_of([GREEDY, NUCLEUS, GREEDY], {"certainty": True})
     logits = torch.randn(3, V, generator=torch.Generator().manual_seed(1))
@@ -102,8 +129,11 @@ def test_the_card_sees_who_waits() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("drafting", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_k": 9, "top_p": 0.9}, {"repetition_penalty": 1.2}])
-def test_a_step_on_a_card_waits_once(settings: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_on_a_card_waits_once(
+    settings: dict[str, Any], drafting: bool, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_llama(tmp_path)
     reads = 0
     honest = sampling.read
@@ -118,15 +148,16 @@ def test_a_step_on_a_card_waits_once(settings: dict[str, Any], tmp_path: Any, mo
             torch.cuda.set_sync_debug_mode("error")
 
     prompts = [np.random.default_rng(i).integers(1, 101, 5 + i).tolist() for i in range(3)]
-    with ft.Engine(model, Autoregressive()) as engine:
-        warm = engine.generate(prompts, max_tokens=12, seed=1, progress=False, **settings)  # compiles, and records graphs
-        engine.clear_cache()
+    with ft.Engine(model, Lookahead(4, adaptive=False) if drafting else Autoregressive()) as engine:
+        for _ in range(3):  # compiles, records graphs, and learns what to draft
+            warm = engine.generate(prompts, max_tokens=12, seed=1, progress=False, **settings)
+            engine.clear_cache()
         before = engine.cost.forwards
         monkeypatch.setattr(sampling, "read", allowed)
         with waiting_is_an_error():
             again = engine.generate(prompts, max_tokens=12, seed=1, progress=False, **settings)
         assert reads == engine.cost.forwards - before
-    assert [a[0].ids for a in again] == [a[0].ids for a in warm]
+    assert [a[0].token_ids for a in again] == [a[0].token_ids for a in warm]
 
 
 @contextmanager
