@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .tables import Facts, Plan
 from .views import Ints, Views
-from .work import Facts, Plan, Shape, Tiling, Work, plan_for, work_key
+from .work import Shape, Tiling, Work, plan_for, work_key
 
 
 class Form(NamedTuple):

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .prefixes import Prefixes
+from .tables import Facts, Plan, Tables, upload
 from .views import Ints, Views
 
 LEAST_RUN = 128
@@ -112,7 +114,7 @@ def work_for(
     work: Work | None = views.plans.get(key)
     if work is None:
         plan = plan_for(views, window, Tiling(tile, splits, few), shape)
-        work = views.plans[key] = Work(**_upload(plan.tree, plan.tables, device), **plan.facts._asdict())
+        work = views.plans[key] = Work(**upload(plan.tree, plan.tables, device), **plan.facts._asdict())
     return work
 
 
@@ -202,18 +204,18 @@ class _Builder:
         row = np.repeat(np.arange(views.rows), parts)
         used = np.flatnonzero((self.counts[row] > 0) & (np.diff(views.slot_ptr) > 0))
         self.row, self.part = row[used], used
-        self.begin, self.end = views.slot_ptr[used].copy(), views.slot_ptr[used + 1]
-        is_last = used == views.part_ptr[self.row + 1] - 1
-        self.own = np.where(is_last, self.end - self.counts[self.row], self.end)
-        shared = self._share()
+        start, end = views.slot_ptr[used], views.slot_ptr[used + 1]
+        own = np.where(used == views.part_ptr[self.row + 1] - 1, end - self.counts[self.row], end)
+        begin = start.copy()
+        shared = Prefixes(views, self.window, self.tile, self.shape, row=self.row, part=used, begin=begin, own=own).find()
         # Bunches: each entry's queries over what is left of it, and the queries of several entries over what they share.
         whole = np.arange(len(used))
-        members = np.concatenate([whole, *(m for m, _, _ in shared)])
-        bunch = np.concatenate([whole, *(np.full(len(m), len(used) + i) for i, (m, _, _) in enumerate(shared))])
-        begin = np.concatenate([self.begin, np.array([b for _, b, _ in shared], np.int64)])
-        end = np.concatenate([self.end, np.array([e for _, _, e in shared], np.int64)])
-        own = np.concatenate([self.own, np.full(len(shared), len(views.slots))])
-        origin = np.concatenate([views.slot_ptr[used], np.array([views.slot_ptr[used[m[0]]] for m, _, _ in shared], np.int64)])
+        members = np.concatenate([whole, *(run.entries for run in shared)])
+        bunch = np.concatenate([whole, *(np.full(len(run.entries), len(used) + i) for i, run in enumerate(shared))])
+        begin = np.concatenate([begin, np.array([run.begin for run in shared], np.int64)])
+        end = np.concatenate([end, np.array([run.end for run in shared], np.int64)])
+        own = np.concatenate([own, np.full(len(shared), len(views.slots))])
+        origin = np.concatenate([start, np.array([start[run.entries[0]] for run in shared], np.int64)])
         count = self.counts[self.row[members]]
         member = np.repeat(members, count)
         token = _ramps(count)
@@ -281,55 +283,6 @@ class _Builder:
         """The slot index where the running ``extremes`` of each tile's part reach, or pass ("right"), ``position``."""
         apart, part, _ = self._apart
         return np.searchsorted(extremes, part[tiles.begin] * apart + np.clip(position, -1, apart - 1), side=side)
-
-    # ---- prefixes read once ------------------------------------------------------------------------------------------
-
-    def _share(self) -> list[tuple[Ints, int, int]]:
-        """Runs worth reading once: the entries that share one, and where it lies in the first's part. Cut off the entries."""
-        found: list[tuple[Ints, int, int]] = []
-        ordinal = self.part - self.views.part_ptr[self.row]
-        for i in range(int(ordinal.max(initial=-1)) + 1):
-            self._prefixes(np.flatnonzero(ordinal == i), 0, found, 8)
-        return found
-
-    def _prefixes(self, index: Ints, depth: int, found: list[tuple[Ints, int, int]], splits: int) -> None:
-        """Look for what the entries at ``index``, alike in ``depth`` slots, share beyond. ``splits`` ends combs of many rows."""
-        slots, start = self.views.slots, self.views.slot_ptr[self.part]
-        most = self.own - start  # own new tokens are no prefix
-        index = index[most[index] > depth]
-        clusters: dict[int, list[int]] = {}
-        for e, slot in zip(index.tolist(), slots[start[index] + depth].tolist(), strict=True):
-            clusters.setdefault(slot, []).append(e)
-        for members in clusters.values():
-            if len(members) > 1:
-                cluster = np.array(members)
-                begins, limit = start[cluster], int(most[cluster].min())
-                leader = slots[begins[0] + depth : begins[0] + limit]
-                common = limit
-                for b in begins[1:].tolist():
-                    same = slots[b + depth : b + common] == leader[: common - depth]
-                    if not same.all():
-                        common = depth + int(same.argmin())
-                # What lies before is read by each, or by all, already.
-                from_ = int((self.begin[cluster] - begins).max())
-                if self._worth(cluster, int(begins[0]), from_, common):
-                    found.append((cluster, int(begins[0]) + from_, int(begins[0]) + common))
-                    self.begin[cluster] = begins + common
-                if splits:
-                    self._prefixes(cluster, common, found, splits - 1)
-
-    def _worth(self, cluster: Ints, start: int, begin: int, end: int) -> bool:
-        """Whether reading a shared run once saves more bytes than the partial results it adds."""
-        count = self.counts[self.row[cluster]]
-        total = int(count.sum())
-        length = end - begin
-        if self.window is not None:
-            offset = 0 if self.views.offsets is None else self.views.offsets[self.part[cluster]]
-            earliest = self.views.positions[self.views.query_ptr[self.row[cluster]]] - offset
-            length = int((self.stored[start + begin : start + end] > earliest.min() - self.window).sum())
-        reads = int((-(-count // self.tile)).sum()) - -(-total // self.tile)
-        partials = total * (2 if begin == 0 else 1)
-        return reads * length * self.shape.slot_bytes > partials * self.shape.partial_bytes
 
     # ---- tables ------------------------------------------------------------------------------------------------------
 
@@ -410,61 +363,8 @@ class _Builder:
         return tree, np.stack((begin, np.maximum(begin, end)), 1)
 
 
-class Tables(NamedTuple):
-    """Tables on their way to the device."""
-
-    items: np.ndarray
-    pairs: np.ndarray
-    slots: np.ndarray
-    open: np.ndarray
-    slot_positions: np.ndarray | None
-    merge_ptr: np.ndarray | None
-    merge_list: np.ndarray | None
-
-
-class Facts(NamedTuple):
-    """What of a work list is numbers, as in :class:`Work`."""
-
-    most_pairs: int
-    few: int
-    masked: bool
-    turned: bool
-    blind: bool
-    slot_reads: int
-
-
-class Plan(NamedTuple):
-    """A work list on the host."""
-
-    tree: Ints | None
-    tables: Tables
-    facts: Facts
-
-
 def _ramps(counts: Ints) -> Ints:
     """0, 1, … for each count, end to end."""
     ends = np.cumsum(counts)
     ramps: Ints = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
     return ramps
-
-
-def _upload(tree: Ints | None, tables: Tables, device: torch.device) -> dict[str, Any]:
-    """``tree`` as int64 and ``tables`` as int32 on the device, by name, in one copy from one (pinned) buffer."""
-    words = 0 if tree is None else 2 * len(tree)
-    spaces = [0 if table is None else -(-table.size // 4) * 4 for table in tables]  # every table begins at 16 bytes
-    start = -(-words // 4) * 4
-    host = torch.empty(start + sum(spaces), dtype=torch.int32, pin_memory=device.type == "cuda")
-    view = host.numpy()
-    if tree is not None:
-        view[:words].view(np.int64)[:] = tree
-    at, places = start, []
-    for table, space in zip(tables, spaces, strict=True):
-        if table is not None:
-            view[at : at + table.size] = table.reshape(-1)
-        places.append(at)
-        at += space
-    there = host if device.type == "cpu" else host.to(device, non_blocking=True)
-    found: dict[str, Any] = {"tree": None if tree is None else there[:words].view(torch.int64)}
-    for name, table, at in zip(Tables._fields, tables, places, strict=True):
-        found[name] = None if table is None else there[at : at + table.size].view(table.shape)
-    return found
