@@ -5,6 +5,7 @@ Counted from a model's shapes, not tried out; a step's share is an upper bound. 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -96,9 +97,12 @@ def share_out(
         raise ValueError(f"gpu_memory_utilization={utilization}: above 0, at most 1")
     most, plans = rows * models[0].info.max_positions, []
     steps = sum(step_bytes(model, tokens + rows, rows) for model in models)
-    layers = [(spec, model.info.dtype.itemsize) for model in models for spec in model.info.layers]
-    for device in dict.fromkeys(spec.device for spec, _ in layers if spec.device.type == "cuda"):
-        slot = sum(spec.kv_heads * (spec.dim + spec.dim_v) * size for spec, size in layers if spec.device == device)
+    slot_of: Counter[torch.device] = Counter()
+    for model in models:
+        for spec in model.info.layers:
+            slot_of[_numbered(spec.device)] += spec.kv_heads * (spec.dim + spec.dim_v) * model.info.dtype.itemsize
+    for device in (device for device in slot_of if device.type == "cuda"):
+        slot = slot_of[device]
         free, total = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch keeps it for what comes
         if kv_slots is None:
@@ -109,6 +113,11 @@ def share_out(
         plans.append(plan)
     slots = min((plan.slots for plan in plans), default=0)
     return tuple(replace(plan, slots=slots) for plan in plans)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """Without an index it is the current one."""
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
 
 
 def _gb(size: int) -> str:

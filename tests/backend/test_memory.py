@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -91,6 +92,16 @@ def test_a_draft_model_has_a_pool_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert both.steps == alone.steps + step_bytes(QWEN3_06B, 768, 256)
     assert both.taken + both.steps + both.pool <= both.limit
     assert both.slots < alone.slots
+
+
+def test_a_card_without_a_number_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, 80 * GB, 62 * GB)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    draft = of_shape(28, 1024, 596_049_920)
+    draft.info = replace(draft.info, layers=[replace(s, device=torch.device("cuda")) for s in draft.info.layers])
+    assert share_out([QWEN3_8B, draft], utilization=0.9, tokens=512, rows=256) == share_out(
+        [QWEN3_8B, QWEN3_06B], utilization=0.9, tokens=512, rows=256
+    )
 
 
 def test_over_two_cards_the_fuller_one_decides(monkeypatch: pytest.MonkeyPatch) -> None:
