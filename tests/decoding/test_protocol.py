@@ -147,10 +147,9 @@ class Matching(ft.Decoder):
         kept: list[list[int]] = []
         logprobs: list[Tensor] = []
         first = 0
+        all_ids, all_parents, ptr = ([], [], [0] * (len(rows) + 1)) if draft is None else draft.lists()
         for i, row in enumerate(rows):
-            start, end = (0, 0) if draft is None else draft.row_ptr[i : i + 2].tolist()
-            ids = [] if draft is None else draft.ids[start:end].tolist()
-            parents = [] if draft is None else draft.parents[start:end].tolist()
+            ids, parents = (drafted[ptr[i] : ptr[i + 1]] for drafted in (all_ids, all_parents))
             node, path, said = 0, [0], list[int]()
             while True:
                 said.append(self._target(row, said, logits[first + node]))
