@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -107,7 +106,12 @@ class Decision:
 
 def _is_path(path: list[int], parents: list[int]) -> bool:
     """Whether ``path`` goes from the root along ``parents``, those of tokens 1, 2, …"""
-    return all(0 <= node <= len(parents) and (parents[node - 1] if node else -1) == last for last, node in pairwise([-1, *path]))
+    last = -1
+    for node in path:
+        if not 0 <= node <= len(parents) or (parents[node - 1] if node else -1) != last:
+            return False
+        last = node
+    return True
 
 
 class Share(NamedTuple):

@@ -203,22 +203,17 @@ class Record:
         Returns (expected, accepted) tokens, of these nodes.
         """
         place = {(parent, token): j for j, (parent, token) in enumerate(zip(verified.parents, verified.ids, strict=True), 1)}
-        at: list[int] = [0]  # of each node: the verified one, or -1
-        depth = [0]  # and how many tokens of its path were emitted, or -1 once it has left
-        below = [0]
+        # Of each node that was verified: as which one, its depth, and whether all of its path was emitted.
+        known = {0: (0, 0, True)}
         expected = accepted = 0.0
-        for token, parent, score in zip(tree.ids, tree.parents, tree.scores, strict=True):
-            if at[parent] < 0:
-                at.append(-1)
-                depth.append(-1)
-                below.append(0)
+        for node, (token, parent, score) in enumerate(zip(tree.ids, tree.parents, tree.scores, strict=True), 1):
+            if parent not in known:
                 continue
-            before = depth[parent]
-            hit = 0 <= before < len(emitted) and emitted[before] == token
-            below.append(below[parent] + 1)
-            cell = self._cell(score, below[-1])
-            at.append(place.get((at[parent], token), -1))
-            depth.append(before + 1 if hit else -1)
+            at, depth, emits = known[parent]
+            hit = emits and depth < len(emitted) and emitted[depth] == token
+            cell = self._cell(score, depth + 1)
+            if (verified_as := place.get((at, token))) is not None:
+                known[node] = verified_as, depth + 1, hit
             expected += cell.value
             accepted += hit
             cell.add(hit)

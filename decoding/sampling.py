@@ -208,7 +208,8 @@ class Sampler:
         if not self._greedy or self._edits or starved:
             processed = self.process(rows, logits, nodes, starved)
             chosen, tokens = _best(processed + self._noise(rows, logits, nodes))
-        logprobs, certainty = self._logprobs(logits, processed, tokens, nodes), self.certainty(rows, logits)
+        logprobs = self._logprobs(logits, processed, tokens, nodes) if self._asked else None
+        certainty = self.certainty(rows, logits) if self._certainty else None
         if isinstance(best, Tensor):
             best, chosen, tokens, logprobs, certainty = read(best, chosen, tokens, logprobs, certainty)
         failed: dict[int, Exception] = {}
