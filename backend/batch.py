@@ -144,7 +144,7 @@ class TokenBatch:
         slot_ptr = np.array(list(accumulate((row.context.size + row.context.pending for row in rows), initial=0)))
         slots = rows[0].context.staged.copy() if len(rows) == 1 else np.concatenate([row.context.staged for row in rows])
         stored = None
-        if any(row.context._positions is not None for row in rows):
+        if not all(row.context.in_order for row in rows):
             stored = np.concatenate([row.context.stored_positions() for row in rows])
         one_each = np.arange(len(rows) + 1)
         return Views(self.positions, self.row_ptr, one_each, slot_ptr, slots, stored, tree=tree)

@@ -204,7 +204,7 @@ class Context:
     before: only such a context is a function of its ids, so only its slots may enter a prefix tree.
     """
 
-    __slots__ = ("_positions", "_slots", "_spans", "ids", "pending", "plain", "pool", "size")
+    __slots__ = ("_ahead", "_positions", "_slots", "_spans", "ids", "pending", "plain", "pool", "size")
 
     def __init__(self, pool: KVPool) -> None:
         self.pool = pool
@@ -216,6 +216,8 @@ class Context:
         self.plain = True
         self._slots: Ints = np.empty(64, np.int64)
         self._positions: Ints | None = None
+        self._ahead: Ints | None = None
+        """Where the staged slots are stored, if all others are at 0, 1, 2, … and these may not be the next."""
         self._spans: list[int] | None = None
 
     def __len__(self) -> int:
@@ -235,9 +237,16 @@ class Context:
     def next_position(self) -> int:
         return self.size if self._positions is None else int(self._positions[self.size - 1]) + 1 if self.size else 0
 
+    @property
+    def in_order(self) -> bool:
+        """Whether every slot is stored at 0, 1, 2, …, those of the call under way too."""
+        return self._positions is None and self._ahead is None
+
     def stored_positions(self) -> Ints:
         """[size + pending] position each slot is stored at."""
         n = self.size + self.pending
+        if self._ahead is not None:
+            return np.concatenate((np.arange(self.size), self._ahead))
         return np.arange(n) if self._positions is None else self._positions[:n]
 
     def stage(self, slots: Ints, positions: Ints | None = None) -> None:
@@ -251,9 +260,9 @@ class Context:
         if n > len(self._slots):
             self._slots = np.concatenate((self._slots, np.empty(max(n, len(self._slots)), np.int64)))
         self._slots[self.size : n] = slots
-        if positions is not None and self._positions is None:
-            self._positions = np.arange(len(self._slots))
-        if self._positions is not None:
+        if self._positions is None:
+            self._ahead = positions
+        else:
             if len(self._positions) < len(self._slots):
                 self._positions = np.concatenate((self._positions, np.empty(len(self._slots) - len(self._positions), np.int64)))
             start = self.next_position
@@ -266,6 +275,7 @@ class Context:
         ``spans``: how many ids each kept slot stands for, where that is not one.
         """
         first, count = self.size, self.pending if kept is None else len(kept)
+        ahead = self._ahead if kept is None or self._ahead is None else self._ahead[kept]
         if (sum(spans) if spans is not None else count) != len(ids):
             raise ValueError(f"{len(ids)} token ids for {count} kept slots" + (f" of spans {list(spans)}" if spans else ""))
         if kept is not None and count and kept[-1] == count - 1:  # the first ones, in order: nothing moves
@@ -282,7 +292,7 @@ class Context:
             if self._positions is not None:
                 self._positions[first : first + count] = self._positions[first + path]
             self.pool.release(thrown)
-        self.pending = 0
+        self.pending, self._ahead = 0, None
         self.size += count
         if spans is not None and (self._spans is not None or any(n != 1 for n in spans)):
             if self._spans is None:
@@ -291,7 +301,10 @@ class Context:
         if self._spans is not None:
             self._spans.extend([1] * count if spans is None else spans)
         self.ids.extend(ids)
-        if self._positions is not None and self.plain:
+        if ahead is not None and (ahead != np.arange(first, self.size)).any():
+            self._positions = np.concatenate((np.arange(first), ahead, np.empty(len(self._slots) - self.size, np.int64)))
+            self.plain = False
+        elif self._positions is not None and self.plain:
             self.plain = bool((self._positions[first : self.size] == np.arange(first, self.size)).all())
             if self.plain:
                 self._positions = None  # they are 0, 1, 2, … again, as where nothing is said
@@ -299,7 +312,7 @@ class Context:
     def rollback(self) -> None:
         """Forget what the call under way staged."""
         staged = self._slots[self.size : self.size + self.pending].copy()
-        self.pending = 0
+        self.pending, self._ahead = 0, None
         self.pool.release(staged)
 
     def adopt(self, ids: Sequence[int], slots: Ints) -> None:

@@ -375,6 +375,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for row in decode_steps.measure(name, options.device, options.quick, until):
                 note(row, decode_steps.line(row))
         print("\n".join(decode_steps.verdicts(rows)))
+        if any(row["impl"] == "ours" and row.get("failed") for row in rows):
+            raise SystemExit("a cell of ours failed")
     print(json.dumps({"benchmark": "decode", **where, "rows": rows}), flush=True)
 
 

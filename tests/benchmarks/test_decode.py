@@ -1,6 +1,7 @@
 """The decoding benchmark runs, its contenders agree on every token, and its rows say what a reader needs."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -76,6 +77,31 @@ def test_what_is_asked_of_a_card(benchmark_steps: ModuleType) -> None:
     ]  # fmt: skip
     said = [verdict.split(": ")[1].split(" (")[0] for verdict in benchmark_steps.verdicts(rows)]
     assert said == ["0.69, FALLS SHORT", "0.45, holds", "3.10, holds", "not measured", "0.99, FALLS SHORT", "1.30, holds"]
+
+
+def test_each_cell_has_a_static_cache_of_its_own_length(benchmark_steps: ModuleType) -> None:
+    bench, lengths = benchmark_steps.Bench("0.6B", "cpu", True), []
+    bench.peer.register_forward_pre_hook(
+        lambda _, __, named: lengths.append(named["past_key_values"].layers[0].max_cache_len), with_kwargs=True
+    )
+    for context in (12, 100, 12):
+        assert len(bench.theirs(benchmark_steps.Cell("decode", 1, context), static=True)) == 4
+    assert sorted(set(lengths)) == [32, 112]
+    assert lengths[-1] == 32
+
+
+def test_a_contender_that_fails_costs_its_own_row_alone(benchmark_steps: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, static: bool) -> list[float]:
+        if static:
+            raise RuntimeError("nothing to compile with\nand more")
+        return []  # as when no step was like the others
+
+    monkeypatch.setattr(benchmark_steps.Bench, "theirs", fail)
+    rows = list(benchmark_steps.measure("0.6B", "cpu", quick=True, until=math.inf))
+    assert len(rows) == 9
+    assert [row["problem"] for row in rows if row["impl"] == "static"] == ["RuntimeError: nothing to compile with"] * 2
+    assert all("problem" in row for row in rows if row["impl"] == "eager")
+    assert all(row["us"] > 0 for row in rows if row["impl"] == "ours")
 
 
 @pytest.fixture
