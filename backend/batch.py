@@ -141,8 +141,12 @@ class TokenBatch:
                 tree[self.row_ptr[r] : self.row_ptr[r + 1]] = bits
         if any(row.view for row in rows):
             return self._many_parts(tree)
-        slot_ptr = np.array(list(accumulate((row.context.size + row.context.pending for row in rows), initial=0)))
-        slots = rows[0].context.staged.copy() if len(rows) == 1 else np.concatenate([row.context.staged for row in rows])
+        if len(rows) == 1:
+            slots = rows[0].context.staged.copy()
+            slot_ptr = np.array([0, len(slots)])
+        else:
+            slots = np.concatenate([row.context.staged for row in rows])
+            slot_ptr = np.array(list(accumulate((row.context.size + row.context.pending for row in rows), initial=0)))
         stored = None
         if not all(row.context.in_order for row in rows):
             stored = np.concatenate([row.context.stored_positions() for row in rows])

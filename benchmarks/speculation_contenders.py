@@ -153,13 +153,13 @@ def contenders(names: Sequence[str], models: Models, settings: Settings, warm: S
         return decoder
 
     def drafting(*others: ft.Decoder, draft_tokens: int) -> ft.Decoder:
-        return ft.Speculative([models.draft, *others], draft_tokens, tree=[1] * 12)  # type: ignore[list-item]
+        return ft.Speculative([models.draft, *others], draft_tokens, tree=[1] * 16)  # type: ignore[list-item]
 
     ours: dict[str, Callable[[], ft.Decoder]] = {
         PLAIN: ft.Autoregressive,
         "lookahead": lookahead,
         "prompt_lookup": lambda: ft.PromptLookup(NGRAM_TOKENS),
-        "speculative": lambda: drafting(draft_tokens=12),
+        "speculative": lambda: drafting(draft_tokens=16),
         "lookahead+draft": lambda: drafting(lookahead(), draft_tokens=16),
     }
     theirs: dict[str, dict[str, Any]] = {

@@ -200,9 +200,10 @@ class DraftModel(Source):
             row.drafting += len(one.ids)
         if logits is None:
             raise ValueError(f"{self.model.info.name} is a backbone without an LM head: it drafts nothing")
-        if logits.shape[1] < self._vocabulary:
-            return torch.nn.functional.pad(logits, (0, self._vocabulary - logits.shape[1]), value=-torch.inf)
-        return logits[:, : self._vocabulary]
+        more = self._vocabulary - logits.shape[1]
+        if more > 0:
+            return torch.nn.functional.pad(logits, (0, more), value=-torch.inf)
+        return logits[:, : self._vocabulary] if more else logits
 
     # ---- proposing ------------------------------------------------------------------------------------------------------
 

@@ -237,13 +237,13 @@ class Sampler:
         tokens that do best under its own noise, best first, and their probabilities here."""
         self._prepare(rows)
         plain = self._greedy and not self._edits
-        if plain and count == 1 and logits.is_cpu and logits.dtype == torch.float32:
-            table = logits.numpy()
-            shares = 1 / np.exp(table - table.max(1, keepdims=True)).sum(1, keepdims=True)
-            return table.argmax(1)[:, None].tolist(), shares.tolist()
-        law = logits.float() if plain else self.process(rows, logits, nodes)
-        found = (law if plain else law + self._noise(rows, logits, nodes)).topk(min(count, law.shape[1]), -1).indices
-        found, shares = read(found, law.softmax(-1).gather(1, found))
+        if plain and count == 1:
+            shares, found = logits.float().softmax(-1).max(-1, keepdim=True)
+        else:
+            law = logits.float() if plain else self.process(rows, logits, nodes)
+            found = (law if plain else law + self._noise(rows, logits, nodes)).topk(min(count, law.shape[1]), -1).indices
+            shares = law.softmax(-1).gather(1, found)
+        found, shares = read(found, shares)
         return found.tolist(), shares.tolist()
 
     def _prepare(self, rows: Sequence[Row]) -> None:
