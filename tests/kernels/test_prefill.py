@@ -12,29 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from chains import HERE, together
 from torch import Tensor
 
 from forethought.kernels import attention, prefill, reference
 from forethought.kernels.rotary import Rotary
 from forethought.kernels.tuning import FOLDER
 from forethought.kernels.views import Views
-
-HERE = torch.device("cpu")
-
-
-def together(q: Tensor, k: Tensor, v: Tensor, views: Views, least: int, window: int | None = None, **options: Any) -> Tensor:
-    """As on a card: the chains by the library, the rest by plain torch."""
-    scale = q.shape[2] ** -0.5
-    found = prefill.split(views, window, least, HERE)
-    assert found is not None
-
-    def others(q: Tensor, views: Views) -> Tensor:
-        views.check(len(k))
-        return reference.attend(q, k, v, views, scale=scale, window=window, **options)[0]
-
-    return prefill.attend(q, k, v, found, scale, others)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -69,19 +53,6 @@ def test_chains_behind_a_prefix_beside_other_rows(
     assert found.queries is not None
     assert found.queries.tolist() == [0, *range(18, 26), 42]
     assert prefill.split(views, None, 16, HERE) is found
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(data=st.data(), least=st.integers(1, 4), window=st.none() | st.integers(1, 30))
-def test_random_calls(data: Any, least: int, window: int | None, write: Any, calls: Any) -> None:
-    """Whatever views say: what is taken is computed as the reference does, and the rest is the rest."""
-    views = data.draw(calls(write))
-    if prefill.split(views, window, least, HERE) is None:
-        return
-    q, k, v = write.inputs(views, torch.float64)
-    rotary = Rotary(torch.tensor([1.0, 0.3], dtype=torch.float64))
-    wanted, _ = reference.attend(q, k, v, views, scale=q.shape[2] ** -0.5, window=window, rotary=rotary)
-    torch.testing.assert_close(together(q, k, v, views, least, window, rotary=rotary), wanted, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("window", "taken"), [(None, True), (12, True), (11, False)])
