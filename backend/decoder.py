@@ -25,7 +25,10 @@ Numbers: TypeAlias = Tensor | Sequence[int]
 
 @dataclass(slots=True)
 class Draft:
-    """Proposed tokens behind each row's root (its last token, whose KV is not there yet): a tree per row, flat."""
+    """Proposed tokens behind each row's root (its last token, whose KV is not there yet): a tree per row, flat.
+
+    Whatever it is made of, it holds lists.
+    """
 
     ids: Numbers
     """[N]"""
@@ -35,13 +38,13 @@ class Draft:
     """[R + 1]"""
     log_q: Tensor | None = None
     """[N, vocabulary] or [N]: log-probabilities the tokens were drawn from, where a rule needs them."""
-    _lists: tuple[list[int], list[int], list[int]] | None = None
+
+    def __post_init__(self) -> None:
+        self.ids, self.parents, self.row_ptr = _list(self.ids), _list(self.parents), _list(self.row_ptr)
 
     def lists(self) -> tuple[list[int], list[int], list[int]]:
-        """ids, parents and row pointers on the host."""
-        if self._lists is None:
-            self._lists = _list(self.ids), _list(self.parents), _list(self.row_ptr)
-        return self._lists
+        """ids, parents and row pointers."""
+        return _list(self.ids), _list(self.parents), _list(self.row_ptr)
 
 
 @dataclass(slots=True)

@@ -261,7 +261,7 @@ class Context:
             self._slots = np.concatenate((self._slots, np.empty(max(n, len(self._slots)), np.int64)))
         self._slots[self.size : n] = slots
         if self._positions is None:
-            self._ahead = positions
+            self._ahead = None if positions is None else np.asarray(positions)
         else:
             if len(self._positions) < len(self._slots):
                 self._positions = np.concatenate((self._positions, np.empty(len(self._slots) - len(self._positions), np.int64)))

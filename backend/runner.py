@@ -189,8 +189,7 @@ class Runner:
             ends = draft.lists()[2]
             if more := len(step.rows) + 1 - len(ends):  # rows that were not there when it was made
                 ends = ends + ends[-1:] * more
-                row_ptr = torch.tensor(ends) if isinstance(draft.row_ptr, Tensor) else ends  # as the decoder gave it
-                draft = Draft(draft.ids, draft.parents, row_ptr, draft.log_q)
+                draft = Draft(draft.ids, draft.parents, ends, draft.log_q)
             step.drafted = [end - begin for begin, end in pairwise(ends)]
         tokens = [1 + drafted for drafted in step.drafted[:computed]]
         if sources:

@@ -14,7 +14,7 @@ import torch
 
 from ..backend.graphs import SIZES, refuses
 from ..backend.load import BUILT_IN
-from ..kernels.attention import choose, device_tuning, library_from
+from ..kernels.attention import choose, device_tuning, flash_from
 from ..verifiers.doctor import attack_matrix
 from . import machine
 from .terminal import amount, clean, table
@@ -62,7 +62,7 @@ def kernels(device: torch.device) -> dict[str, dict[str, str]]:
     """What computes attention there, what the attention of long prompts (heads of 128 in bfloat16), how steps are launched."""
     kernel, why = choose("auto", device)
     prefill, because = kernel, "as all attention"
-    if kernel != "torch" and (least := library_from(device, torch.bfloat16, 128, 128)) is not None:
+    if kernel != "torch" and (least := flash_from(device, torch.bfloat16, 128, 128)) is not None:
         tuning = device_tuning(device)
         known = "measured" if tuning.measured else "an estimate"
         prefill, because = "torch's flash attention", f"from {least} queries on, for {tuning.device}: {known}"

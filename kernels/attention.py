@@ -94,7 +94,7 @@ def device_tuning(device: torch.device) -> Tuning:
 
 
 @cache
-def library_from(device: torch.device, dtype: torch.dtype, dim: int, dim_v: int) -> int | None:
+def flash_from(device: torch.device, dtype: torch.dtype, dim: int, dim_v: int) -> int | None:
     """From how many queries on "auto" leaves a plain chain on a GPU to torch's own attention; None: never."""
     if device.type != "cuda" or prefill.refuses(dtype, dim, dim_v) is not None:
         return None
@@ -157,7 +157,7 @@ def attend(
         if name != "torch":
             twin: ModuleType = _module(name)  # type: ignore[assignment]
             if impl == "auto" and softcap is None and sinks is None and not need_lse:
-                least = library_from(q.device, q.dtype, dim, v.shape[2])
+                least = flash_from(q.device, q.dtype, dim, v.shape[2])
                 if least is not None and (found := prefill.split(views, window, least, q.device)) is not None:
                     return prefill.attend(q, k, v, found, scale, partial(_alone, twin, k, v, scale, window, rotary)), None
             result: tuple[Tensor, Tensor | None] = twin.attend(

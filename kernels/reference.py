@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .groups import Grid, Group, rooms
 from .merge import blend, merge
-from .plan import Grid, Group, plan_for, rooms
+from .plan import plan_for
 from .rotary import Rotary
 from .views import Views
 
@@ -70,7 +71,7 @@ def _read(q: Tensor, k: Tensor, v: Tensor, group: Group, share: int) -> tuple[Te
     slots, length = group.slots, group.length
     if isinstance(slots, Grid):
         return _side_by_side(k, slots, length, share), _side_by_side(v, slots, length, share)
-    room_k, room_v = rooms(k, v, length) if q.is_cpu and not torch.is_grad_enabled() else (None, None)
+    room_k, room_v = _rooms_for(q, k, v, length)
     keys, values = _gather(k, slots, length, room_k), _gather(v, slots, length, room_v)
     return keys.transpose(0, 1).expand(-1, share, -1, -1), values.transpose(0, 1).expand(-1, share, -1, -1)
 

@@ -312,7 +312,7 @@ def test_doctor_on_a_card_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> 
     about = SimpleNamespace(name="some card", major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
     monkeypatch.setattr(attention, "_best", lambda *about: ("triton", "preferred on a GPU"))
-    attention.library_from.cache_clear()
+    attention.flash_from.cache_clear()
     found = doctor.kernels(there)
     assert found["attention"] == {"runs": "triton", "why": "preferred on a GPU"}
     assert found["prefill"]["runs"] == "torch's flash attention"
@@ -322,7 +322,7 @@ def test_doctor_on_a_card_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> 
     found = doctor.kernels(there)
     assert found["prefill"]["runs"] == "torch"
     assert found["steps"]["why"] == "attention in plain torch asks the host about its tables"
-    attention.library_from.cache_clear()
+    attention.flash_from.cache_clear()
 
 
 @pytest.mark.parametrize(

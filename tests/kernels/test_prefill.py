@@ -105,7 +105,7 @@ class TestSeam:
         module = SimpleNamespace(attend=lambda *a, sinks=None, **o: twin(*a, sinks=sinks, **o), refuses=lambda *a: None)
         monkeypatch.setattr(attention, "_module", lambda name: module)
         monkeypatch.setattr(attention, "_best", lambda *about: ("triton", "a test"))
-        monkeypatch.setattr(attention, "library_from", lambda *about: 4)
+        monkeypatch.setattr(attention, "flash_from", lambda *about: 4)
         monkeypatch.setattr(Tensor, "is_cpu", False)
 
     def run(self, write: Any, impl: str = "auto", **options: Any) -> tuple[Tensor, Tensor]:
@@ -132,7 +132,7 @@ def test_from_how_many_queries_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", about)
     committed = json.loads((FOLDER / "sm_90.json").read_text())
     expected = committed["prefill_queries"] if committed["prefill"] == "sdpa" else None
-    ask = attention.library_from.__wrapped__
+    ask = attention.flash_from.__wrapped__
     assert ask(torch.device("cuda"), torch.bfloat16, 128, 128) == expected
     assert ask(torch.device("cuda"), torch.float32, 128, 128) is None
     assert ask(HERE, torch.bfloat16, 128, 128) is None
