@@ -368,6 +368,14 @@ def test_only_nodes_whose_fate_is_known_are_learnt_from() -> None:
     assert 1 < expected < 4
 
 
+def test_what_stands_behind_a_wrong_token_is_wrong() -> None:
+    """Even where it is what the target said in that place."""
+    tree = Tree()
+    for token, parent, score in ((1, 0, 0.9), (2, 0, 0.8), (3, 2, 0.7)):
+        tree.add(token, parent, score)
+    assert Record().learn(tree, tree, [1, 3])[1] == 1
+
+
 @pytest.mark.parametrize("rows", [1, 6])
 def test_what_is_verified_is_what_gains_most(rows: int) -> None:
     """Against trying every count, up to the grid that times are known on."""
