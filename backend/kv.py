@@ -119,6 +119,11 @@ class KVPool:
         self._cached += kept
         self._push(gone[~self._held[gone]] if kept else gone)
 
+    def discard(self, slots: Ints) -> None:
+        """Free ``slots`` that came of :meth:`allocate` and that nobody else counts on yet: those of a call under way."""
+        self._refs[slots] = 0
+        self._push(slots)
+
     def hold(self, slots: Ints) -> None:
         """The prefix tree keeps ``slots``, used or not, until :meth:`drop`."""
         if self._held[slots].any():
@@ -279,7 +284,7 @@ class Context:
         if (sum(spans) if spans is not None else count) != len(ids):
             raise ValueError(f"{len(ids)} token ids for {count} kept slots" + (f" of spans {list(spans)}" if spans else ""))
         if kept is not None and count and kept[-1] == count - 1:  # the first ones, in order: nothing moves
-            self.pool.release(self._slots[first + count : first + self.pending].copy())
+            self.pool.discard(self._slots[first + count : first + self.pending])
         elif kept is not None:
             staged, path = self._slots[first : first + self.pending].copy(), np.array(kept, np.int64)
             if self.pool.compact:  # what is kept moves to the front, and the slots of a text stay side by side
@@ -291,7 +296,7 @@ class Context:
                 thrown = np.delete(staged, path)
             if self._positions is not None:
                 self._positions[first : first + count] = self._positions[first + path]
-            self.pool.release(thrown)
+            self.pool.discard(thrown)
         self.pending, self._ahead = 0, None
         self.size += count
         if spans is not None and (self._spans is not None or any(n != 1 for n in spans)):
@@ -311,9 +316,8 @@ class Context:
 
     def rollback(self) -> None:
         """Forget what the call under way staged."""
-        staged = self._slots[self.size : self.size + self.pending].copy()
+        self.pool.discard(self._slots[self.size : self.size + self.pending])
         self.pending, self._ahead = 0, None
-        self.pool.release(staged)
 
     def adopt(self, ids: Sequence[int], slots: Ints) -> None:
         """Start with a cached prefix: slots that stand for ``ids``, one each, counted here once more."""

@@ -26,8 +26,8 @@ from .sampling import Nodes, Sampler
 from .source import Source
 from .tree import Tree, above, best, flatten, merge
 
-LEARNT = 2
-"""Acceptance is learnt from one step in so many: that says enough."""
+LEARNT, YOUNG = (2, 4), 256
+"""Acceptance is learnt from one step in so many, at first, and after so many steps: that says enough."""
 
 
 @dataclass(slots=True)
@@ -244,7 +244,7 @@ class Speculation(Decoder):
             step.emitted = sum(len(line) for line in lines[: len(step.rows)])
         watched = self._watched(len(step.rows))
         self._turn += 1
-        if self._turn % LEARNT and not any(record.probing for record in self.pace.records):
+        if self._turn % LEARNT[self._turn > YOUNG] and not any(record.probing for record in self.pace.records):
             return
         for i in watched:
             for record, trees in zip(self.pace.records, step.proposed, strict=True):
