@@ -12,7 +12,7 @@ end token or after ``--tokens``.
 Tasks: math is the built-in models' own held-out problems. The others are Spec-Bench's, first turns only, read where
 FORETHOUGHT_DATA says; a prompt that does not fit the model is left out. Built-in models write nonsense there: only speed counts.
 
-autoregressive, lookahead (16 tokens a step at most), prompt_lookup (10), speculative (a chain of 8 by ``--draft``),
+autoregressive, lookahead (16 tokens a step at most), prompt_lookup (10), speculative (a chain of up to 16 by ``--draft``),
 lookahead+draft (both in one tree of 16): an engine with its defaults, but for a KV pool of twice what a block can use. hf-plain,
 hf-prompt-lookup (10), hf-assisted: transformers.generate with its own defaults, one request at a time, so at batch 1 only.
 autoregressive always runs: the others' text and speed are compared with its own. x transformers: over hf-plain,
