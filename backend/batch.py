@@ -74,11 +74,46 @@ class NewTokens(NamedTuple):
     logits: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """The call that follows another in plain decoding, one token more behind each context, before these tokens are known.
+
+    Nothing of the pool is taken for it, so it may simply be forgotten.
+    """
+
+    contexts: list[Context]
+    edits: list[int]
+    """Theirs, when this was made."""
+    slots: Ints
+    """[R] those that the pool would give next."""
+    views: Views
+
+    @classmethod
+    def of(cls, batch: TokenBatch) -> Ahead | None:
+        """What follows ``batch``, staged or just committed; None if it is not plain decoding, or the pool is full."""
+        rows, pool = batch.rows, batch.pool
+        if pool.free < len(rows) or not all(map(_plain, rows)):
+            return None
+        contexts, slots = [row.context for row in rows], pool.upcoming(len(rows))
+        return cls(contexts, [context.edits for context in contexts], slots, batch.views.grown(slots))
+
+    def fits(self, rows: Sequence[Row], slots: Ints) -> bool:
+        """Whether it is the call of ``rows``, given ``slots``."""
+        if len(rows) != len(self.contexts) or len(slots) != len(rows) or (slots != self.slots).any():
+            return False
+        sizes = np.diff(self.views.slot_ptr).tolist()
+        return all(
+            row.context is context and context.edits == edits and context.size + 1 == size and _plain(row)
+            for row, context, edits, size in zip(rows, self.contexts, self.edits, sizes, strict=True)
+        )
+
+
 class TokenBatch:
     """The flat form of some rows. All rows must live on one pool; the pool must have a free slot for each new token.
 
     ``embeddings``: (token index [M], vectors [M, width]) that replace table look-ups. ``hidden``: layers wanted in the output.
     ``taps``: layer -> function of the residual stream [T, width] entering that layer, called before later layers run.
+    ``ahead``: what was made of this call beforehand, of use if it fits.
     """
 
     def __init__(
@@ -89,6 +124,7 @@ class TokenBatch:
         embeddings: tuple[Tensor, Tensor] | None = None,
         hidden: Sequence[int] = (),
         taps: Mapping[int, Tap] | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
         _check(pool, rows)
         self.pool, self.rows, self.embeddings, self.hidden, self.taps = pool, rows, embeddings, tuple(hidden), dict(taps or {})
@@ -101,8 +137,13 @@ class TokenBatch:
         self.ids: Ints = np.array(flat, np.int64)
         self.row_ptr: Ints = np.array(ptr)
         self.slots = pool.allocate(len(flat))
-        self.positions = self._stage()
-        self.views = self._views(trees)
+        if ahead is not None and ahead.fits(rows, self.slots):
+            for r, row in enumerate(rows):
+                row.context.stage(self.slots[r : r + 1])
+            self.positions, self.views = ahead.views.positions, ahead.views
+        else:
+            self.positions = self._stage()
+            self.views = self._views(trees)
         self.wanted = self._wanted()
 
     @property
@@ -208,6 +249,11 @@ class TokenBatch:
         for row in self.rows:
             if row.context.pending:
                 row.context.rollback()
+
+
+def _plain(row: Row) -> bool:
+    """Whether it is one token right behind its context, and sees no other."""
+    return len(row.ids) == 1 and row.parents is None and row.positions is None and not row.view
 
 
 def _check(pool: KVPool, rows: Sequence[Row]) -> None:

@@ -39,7 +39,8 @@ class Engine(Generator):
 
     ``kv_slots``: size of the KV pool in tokens; default: on a CPU what 1 GiB holds, at most 64 full contexts, on a GPU what is
     left when weights, steps and pool together fill ``gpu_memory_utilization`` of it (:attr:`memory` says how).
-    ``prefill_tokens``: prompt tokens computed per step beside decoding. ``max_rows``: rows decoding at once.
+    ``prefill_tokens``: prompt tokens computed per step beside decoding. ``max_rows``: rows decoding at once, and on a GPU the
+    tokens that a step decides on, drafted ones included: memory for the logits of so many is kept.
 
     Sampling defaults come from the checkpoint's generation_config; where it is silent decoding is greedy.
     """
@@ -60,7 +61,7 @@ class Engine(Generator):
         if kv_slots is None:
             kv_slots = self.memory[0].slots if self.memory else _slots_on_cpu(model)
         self.pool: KVPool = model.new_pool(kv_slots)
-        self._runner = Runner(model, decoder, self.pool, prefill_tokens, max_rows)
+        self._runner = Runner(model, decoder, self.pool, prefill_tokens, max_rows, max_rows if self.memory else None)
         self._inbox: deque[Callable[[], None]] = deque()
         """What the engine's thread is to do before its next step, in order."""
         self._loop = Loop.of(model.info.device)

@@ -4,7 +4,8 @@ A step of up to 256 new tokens runs as the recording of the next larger size, wh
 is cut off the result. Exact. One recording per pool, size and form: plain decoding of all sizes by a pool's first call, other
 forms (trees, prefixes read once) when first met; all share one memory pool. A call with taps, replaced embeddings, logits asked
 of some tokens only (prefill), rotated parts, or more than the tables hold, is left to the plain path. Cost of a replay: one
-copy to the device, one launch, and a copy of the result; nothing waits.
+copy to the device, one launch, and a copy of the result; nothing waits. While a step of plain decoding is computed, the tables
+of the next one are made and sent, all but its token ids.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from ..kernels import attention
 from ..kernels.static import Form, StaticWork
 from ..kernels.work import Shape, Tiling
-from .batch import NewTokens, Output, TokenBatch
+from .batch import Ahead, NewTokens, Output, TokenBatch
 from .kv import KVPool
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class Graphs:
         self._replays = weakref.WeakKeyDictionary()
         self.replayed = 0
         """Calls that were replays."""
+        self.prepared = 0
+        """Those of them whose tables were sent before their tokens were known."""
 
     @property
     def tokens(self) -> int:
@@ -116,11 +119,15 @@ class Graphs:
         replays = self._replays.get(batch.pool)
         if replays is None:
             replays = self._record_all(batch.pool, batch.hidden)
-        size = next(size for size in self._sizes if size >= tokens)
-        work = self._works[size]
-        form = work.fill(batch.ids, batch.positions, batch.slots, batch.pool.size, batch.views)
-        if form is None:
-            return None
+        work = self._work(tokens)
+        size, form = work.queries, work.held(batch.views)
+        if form is not None:
+            work.tell(batch.ids)
+            self.prepared += 1
+        else:
+            form = work.fill(batch.ids, batch.positions, batch.slots, batch.pool.size, batch.views)
+            if form is None:
+                return None
         if (size, form, batch.hidden) not in replays:
             replays[size, form, batch.hidden] = self._recorder(self._run(work, form, batch.pool, batch.hidden))
         output = replays[size, form, batch.hidden]()
@@ -128,6 +135,16 @@ class Graphs:
         # Copies, because the next replay writes to the same place.
         logits = None if output.logits is None else output.logits[:tokens].clone()
         return Output(logits, {layer: x[:tokens].clone() for layer, x in output.hidden.items()})
+
+    def prepare(self, batch: TokenBatch) -> Ahead | None:
+        """What ``model.prepare`` returns: its tables are sent behind the call under way, which reads those before."""
+        ahead = Ahead.of(batch) if batch.pool in self._replays and len(batch.ids) <= self._sizes[-1] else None
+        if ahead is not None:
+            self._work(len(ahead.slots)).fill(None, ahead.views.positions, ahead.slots, batch.pool.size, ahead.views)
+        return ahead
+
+    def _work(self, tokens: int) -> StaticWork:
+        return self._works[next(size for size in self._sizes if size >= tokens)]
 
     def _record_all(self, pool: KVPool, hidden: tuple[int, ...]) -> dict[tuple[int, Form, tuple[int, ...]], Run]:
         """Plain decoding of every size, the largest first: the smaller ones then live in memory that it has taken."""

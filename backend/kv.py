@@ -90,14 +90,18 @@ class KVPool:
 
     def allocate(self, n: int) -> Ints:
         """``n`` free slots, counted once each. Raises :class:`PoolFull`, changing nothing, when there are fewer."""
+        slots = self.upcoming(n)
+        self._top -= n
+        self._refs[slots] = 1
+        return slots
+
+    def upcoming(self, n: int) -> Ints:
+        """What :meth:`allocate` would give if it was asked now."""
         if n > self._top:
             raise PoolFull(f"{n} slots asked, {self._top} free of {self.size} ({self.used} used, {self._cached} cached)")
         if n >= RUN and self._loose:
             self._order(n + GROWTH)
-        self._top -= n
-        slots: Ints = self._free[self._top : self._top + n][::-1].copy()
-        self._refs[slots] = 1
-        return slots
+        return self._free[self._top - n : self._top][::-1].copy()
 
     def retain(self, slots: Ints) -> None:
         """One more context counts on ``slots`` (no slot twice)."""
@@ -209,7 +213,7 @@ class Context:
     before: only such a context is a function of its ids, so only its slots may enter a prefix tree.
     """
 
-    __slots__ = ("_ahead", "_positions", "_slots", "_spans", "ids", "pending", "plain", "pool", "size")
+    __slots__ = ("_ahead", "_positions", "_slots", "_spans", "edits", "ids", "pending", "plain", "pool", "size")
 
     def __init__(self, pool: KVPool) -> None:
         self.pool = pool
@@ -219,6 +223,8 @@ class Context:
         self.pending = 0
         """Slots staged by the call under way, right behind the committed ones."""
         self.plain = True
+        self.edits = 0
+        """How often committed slots were taken away or exchanged."""
         self._slots: Ints = np.empty(64, np.int64)
         self._positions: Ints | None = None
         self._ahead: Ints | None = None
@@ -340,6 +346,7 @@ class Context:
         and the ids of it that were to stay are returned, to be computed again."""
         if not 0 <= tokens <= len(self.ids):
             raise ValueError(f"cannot keep {tokens} of {len(self.ids)} tokens")
+        self.edits += 1
         size, covered = tokens, tokens
         if self._spans is not None:
             ends = np.cumsum(self._spans)
@@ -356,6 +363,7 @@ class Context:
     def rebase(self, offset: int) -> None:
         """Move the whole context by ``offset`` positions; it is no longer plain."""
         moved = self.pool.rebase(self.slots, offset)
+        self.edits += 1
         positions = self.stored_positions() + offset
         self._slots[: self.size] = moved
         self._positions = np.concatenate((positions, np.empty(len(self._slots) - self.size, np.int64)))
@@ -366,6 +374,7 @@ class Context:
         if self.pending:
             self.rollback()
         gone = self.slots.copy()
+        self.edits += 1
         self.ids, self.size, self.plain = [], 0, True
         self._positions, self._spans = None, None
         self.pool.release(gone)

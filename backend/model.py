@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .batch import Output, TokenBatch
+from .batch import Ahead, Output, TokenBatch
 from .kv import KVPool, LayerSpec
 
 if TYPE_CHECKING:
@@ -72,6 +72,13 @@ class Model(ABC):
         Returns logits and hidden states of the asked tokens. The batch is not committed.
         Raises ``ValueError`` for positions past ``info.max_positions`` and views the model cannot read.
         """
+
+    def prepare(self, batch: TokenBatch) -> Ahead | None:
+        """While a device computes ``batch``: the call that follows in plain decoding, made ready but for its token ids.
+
+        None where nothing is gained by it: a CPU computes before ``forward`` returns.
+        """
+        return None
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:

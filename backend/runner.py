@@ -20,7 +20,7 @@ from torch import Tensor
 from ..kernels.transfer import put
 from ..schema import Cost, FinishReason
 from . import batch as calls
-from .batch import Output, TokenBatch
+from .batch import Ahead, Output, TokenBatch
 from .decoder import Decoder, Draft, Share
 from .finish import advance, complete, open_stream, show
 from .kv import KVPool, PoolFull
@@ -53,13 +53,21 @@ class _Step:
 
 
 class Runner:
-    """Everything of an engine that lives on its thread: the pool, who uses it, and the bill."""
+    """Everything of an engine that lives on its thread: the pool, who uses it, and the bill.
 
-    def __init__(self, model: Model, decoder: Decoder, pool: KVPool, prefill_tokens: int, max_rows: int) -> None:
+    ``most_logits``: of how many tokens a step may decide on the logits, drafted ones included; None: there is memory enough.
+    """
+
+    def __init__(
+        self, model: Model, decoder: Decoder, pool: KVPool, prefill_tokens: int, max_rows: int, most_logits: int | None = None
+    ) -> None:
         self.model, self.decoder, self.pool, self.prefill_tokens = model, decoder, pool, prefill_tokens
+        self.most_logits = most_logits
         self.tree = PrefixTree(pool)
         self.scheduler = Scheduler(pool, self.tree, decoder, max_rows, lambda sample, error: self.finish(sample, "error", error))
         self.usage = Usage(max_rows)
+        self._ahead: Ahead | None = None
+        """Of the next step, made while the device computed the last one."""
         self._bill, self._forwards = Cost(), 0
 
     @property
@@ -140,7 +148,7 @@ class Runner:
         draft, chunks = self._plan(rows, feeding)
         done = [chunk for chunk in chunks if chunk.last]
         step = _Step(
-            batch=TokenBatch(self.pool, _batch_rows(rows, draft, chunks), hidden=self.decoder.hidden),
+            batch=TokenBatch(self.pool, _batch_rows(rows, draft, chunks), hidden=self.decoder.hidden, ahead=self._ahead),
             samples=[*decoding, *dict.fromkeys([chunk.sample for chunk in chunks])], chunks=chunks, draft=draft,
             rows=rows + [chunk.row for chunk in done],
             owners=[sample for sample in decoding for _ in sample.rows] + [chunk.sample for chunk in done],
@@ -148,6 +156,7 @@ class Runner:
         try:
             step.batch.embeddings = _vectors(step)
             output = self.call(step.batch, len(step.batch.ids) - sum(chunk.take for chunk in chunks))
+            self._ahead = self.model.prepare(step.batch) if draft is None else None
             if step.rows:
                 self._decide(step, output)
         except BaseException:
@@ -164,7 +173,7 @@ class Runner:
         draft = None
         if rows:
             self.usage.lap("other")
-            draft = self.decoder.draft(rows, max(0, room - bool(feeding)))
+            draft = self.decoder.draft(rows, self._draftable(room, feeding))
             self.usage.lap("drafting")
         drafted = 0 if draft is None else len(draft.ids)
         chunks = scheduler.chunks(feeding, min(self.prefill_tokens, room - drafted)) if feeding else []
@@ -172,6 +181,15 @@ class Runner:
         if not total or not scheduler.reserve(total):
             raise PoolFull(f"{total or 1} slots needed, {scheduler.room} of {self.pool.size} can be had")
         return draft, sorted(chunks, key=lambda chunk: not chunk.last)
+
+    def _draftable(self, room: int, feeding: list[Sample]) -> int:
+        """Tokens that may be drafted: each takes one of ``room`` slots, of which feeding needs one, and memory for its logits."""
+        most = room - bool(feeding)
+        if self.most_logits is not None:
+            running = sum(len(sample.rows) for sample in self.scheduler.running)
+            joining = sum(sample.request.n - 1 for sample in feeding if sample.request.leader is sample)
+            most = min(most, self.most_logits - running - joining)
+        return max(0, most)
 
     def _decide(self, step: _Step, output: Output) -> None:
         """Ask the decoder: about the rows computed, and about siblings of those that have just computed their prompt."""

@@ -18,7 +18,7 @@ from ..kernels.attention import attend
 from ..kernels.rotary import Rotary
 from ..kernels.transfer import put
 from ..kernels.write import Norms, rms, write
-from .batch import NewTokens, Output, Tap, TokenBatch
+from .batch import Ahead, NewTokens, Output, Tap, TokenBatch
 from .checkpoint import Checkpoint
 from .graphs import Graphs
 from .kv import LayerSpec
@@ -165,6 +165,10 @@ class Transformer(Model):
             return output
         tokens = NewTokens(*batch.tensors(self.info.device), batch.views, batch.pool.k, batch.pool.v)
         return self.compute(tokens, batch)
+
+    @torch.inference_mode()
+    def prepare(self, batch: TokenBatch) -> Ahead | None:
+        return None if self._graphs is None else self._graphs.prepare(batch)
 
     def compute(self, tokens: NewTokens, batch: TokenBatch | None = None, layers: Sequence[int] = ()) -> Output:
         """Logits of all ``tokens`` and hidden states of ``layers``; or what ``batch``, whose tokens they are, asks for."""

@@ -66,6 +66,7 @@ class StaticWork:
         self._end = 0
         self.tokens = self._region(2 * 4, queries)
         """[4, T] int64 ids, positions, slots and ancestor words."""
+        self._ids_end = 2 * queries
         self.tables = [self._lay_out(window, tiling) for window in dict.fromkeys(windows)]
         self._slots, self._positions = self._region(slots), self._region(slots)
         self.arena = Arena(self._end, device) if arena is None else arena
@@ -115,10 +116,10 @@ class StaticWork:
             )
         return views
 
-    def fill(self, ids: Ints, positions: Ints, slots: Ints, dump: int, views: Views) -> Form | None:
+    def fill(self, ids: Ints | None, positions: Ints, slots: Ints, dump: int, views: Views) -> Form | None:
         """Put a step's tokens and what they see on the device; the form to replay it in. None, changing nothing: it does not
-        fit. Tokens beyond those given write to slot ``dump``."""
-        if len(ids) > self.queries or len(views.slots) > self.most_slots:
+        fit. Tokens beyond those given write to slot ``dump``. ``ids`` None: :meth:`tell` says them."""
+        if len(positions) > self.queries or len(views.slots) > self.most_slots:
             return None
         plans = [plan_for(views, table.window, table.tiling, self.shape) for table in self.tables]
         if not all(self._fits(table, plan) for table, plan in zip(self.tables, plans, strict=True)):
@@ -135,19 +136,32 @@ class StaticWork:
             if values is not None:
                 row[: len(values)] = values
         for table, plan in zip(self.tables, plans, strict=True):
-            self._put(flat, table, plan, len(ids))
+            self._put(flat, table, plan, len(positions))
         count = len(views.slots)
         flat[self._slots.begin : self._slots.begin + count] = views.slots
-        host.send(self.arena.there, 0, self._slots.begin + count)
+        host.send(self.arena.there, self._ids_end if ids is None else 0, self._slots.begin + count)
         if form.masked:
             flat[self._positions.begin : self._positions.begin + count] = views.stored_positions()
             host.send(self.arena.there, self._positions.begin, self._positions.begin + count)
         host.sent()
+        self.arena.holds = views, form
         return form
+
+    def held(self, views: Views) -> Form | None:
+        """The form of the step that sees ``views``, if its tables are the ones on the device."""
+        there, form = self.arena.holds
+        return form if there is views else None
+
+    def tell(self, ids: Ints) -> None:
+        """Put the token ids of the step that was filled in last, without them, on the device."""
+        host = self.arena.host
+        self._tokens(host.tensor).numpy()[0, : len(ids)] = ids
+        host.send(self.arena.there, 0, self._ids_end)
+        host.sent()
 
     def clear(self, dump: int) -> None:
         """A step of no tokens: all write to slot ``dump`` and see nothing."""
-        host = self.arena.next_host()
+        host, self.arena.holds = self.arena.next_host(), (None, None)
         host.array[: self._slots.begin] = 0
         self._tokens(host.tensor)[2:] = torch.tensor([[dump], [-1]])
         host.send(self.arena.there, 0, self._slots.begin)
@@ -189,13 +203,16 @@ class Arena:
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.there = torch.zeros(size, dtype=torch.int32, device=device)
-        self._hosts = [_Host(size, device) for _ in range(2)]
+        self.host, self._other = _Host(size, device), _Host(size, device)
+        """The one filled last, and the one before."""
+        self.holds: tuple[Views | None, Form | None] = None, None
+        """What step's tables are there."""
 
     def next_host(self) -> _Host:
-        """One whose copy is done."""
-        self._hosts.reverse()
-        self._hosts[0].wait()
-        return self._hosts[0]
+        """The one to fill next, whose copy is done."""
+        self.host, self._other = self._other, self.host
+        self.host.wait()
+        return self.host
 
 
 class _Host:

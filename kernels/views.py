@@ -72,6 +72,14 @@ class Views:
         starts = np.repeat(self.slot_ptr[:-1], np.diff(self.slot_ptr))
         return np.arange(len(self.slots)) - starts
 
+    def grown(self, slots: Ints) -> Views:
+        """What the next token of each row sees, which is written to ``slots`` [R]; for rows of one query and one part, causal
+        and without offsets, whose new tokens all stay."""
+        at, positions = self.slot_ptr[1:], self.positions + 1
+        stored = None if self.slot_positions is None else np.insert(self.slot_positions, at, positions)
+        slot_ptr = self.slot_ptr + np.arange(len(self.slot_ptr))
+        return Views(positions, self.query_ptr, self.part_ptr, slot_ptr, np.insert(self.slots, at, slots), stored)
+
     def check(self, pool_size: int) -> None:
         """Raise ``ValueError`` on tables that no kernel could read."""
         parts = len(self.slot_ptr) - 1

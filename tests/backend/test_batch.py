@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from forethought.backend.batch import Part, Row, TokenBatch
+from forethought.backend.batch import Ahead, Part, Row, TokenBatch
 from forethought.backend.kv import Context, KVPool, LayerSpec, PoolFull
+from forethought.kernels.rotary import Rotary
 
 
 @pytest.fixture
@@ -182,3 +185,111 @@ def test_a_call_under_way_is_not_disturbed(pool: KVPool) -> None:
         TokenBatch(pool, [Row(pool.new_context(), [1]), Row(context, [2])])
     under_way.commit()
     assert (context.ids, pool.used) == ([0, 1, 2, 7, 8], 5)
+
+
+# ---- calls made ahead ------------------------------------------------------------------------------------------------
+
+Contexts = list[Context]
+SPARE = 0
+"""A slot that is used when the call is made ahead."""
+
+
+def again(pool: KVPool, c: Context) -> None:
+    """The same ids, size and positions, in other slots."""
+    ids = list(c.ids)
+    held = pool.upcoming(1)
+    c.release()
+    pool.allocate(1)
+    TokenBatch(pool, [Row(c, ids)]).commit()
+    pool.release(held)
+
+
+def replaced(pool: KVPool, c: Context) -> None:
+    """Its last token, by another in the slot of somebody else, who took its own."""
+    c.truncate(c.size - 1)
+    pool.allocate(1)
+    pool.release(np.array([SPARE]))
+    TokenBatch(pool, [Row(c, [8])]).commit()
+
+
+def copied(pool: KVPool, c: Context) -> None:
+    """Moved by nothing, out of slots that others hold too."""
+    c.fork()
+    c.rebase(0)
+
+
+EVENTS: dict[str, Callable[[KVPool, Contexts], list[Row] | None]] = {
+    "nothing": lambda pool, c: None,
+    "other ids": lambda pool, c: [Row(x, [1 + i]) for i, x in enumerate(c)],
+    "one fewer": lambda pool, c: [Row(x, [9]) for x in c[1:]],
+    "one more": lambda pool, c: [Row(x, [9]) for x in (*c, filled(pool, 2))],
+    "another order": lambda pool, c: [Row(x, [9]) for x in c[::-1]],
+    "another context": lambda pool, c: [Row(x, [9]) for x in (c[0].fork(), *c[1:])],
+    "two tokens": lambda pool, c: [Row(c[0], [9, 9]), *(Row(x, [9]) for x in c[1:])],
+    "a root": lambda pool, c: [Row(c[0], [9], [-1]), *(Row(x, [9]) for x in c[1:])],
+    "a view": lambda pool, c: [Row(c[0], [9], view=[Part(filled(pool, 2))]), *(Row(x, [9]) for x in c[1:])],
+    "positions": lambda pool, c: [Row(c[0], [9], positions=np.array([50])), *(Row(x, [9]) for x in c[1:])],
+    "a slot taken": lambda pool, c: pool.allocate(1) and None,
+    "slots in another order": lambda pool, c: [filled(pool, 1), filled(pool, 1)][0].release(),
+    "come and gone": lambda pool, c: filled(pool, 1).release(),
+    "longer": lambda pool, c: TokenBatch(pool, [Row(c[1], [4])]).commit(),
+    "shorter": lambda pool, c: c[1].truncate(c[1].size - 1) and None,
+    "again": lambda pool, c: again(pool, c[1]),
+    "replaced": lambda pool, c: replaced(pool, c[1]),
+    "copied": lambda pool, c: copied(pool, c[1]),
+    "moved": lambda pool, c: c[1].rebase(7),
+}
+AS_FORESEEN = {"nothing", "other ids", "come and gone"}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("scattered", [False, True])
+def test_a_call_made_ahead_is_used_only_where_it_is_the_same(event: str, scattered: bool) -> None:
+    """Whatever happens between two calls, the second says what it would say had nothing been made ready."""
+    pool = KVPool([LayerSpec(1, 2, 2, torch.device("cpu"), Rotary(torch.ones(1)))], 90, torch.float32)
+    assert pool.allocate(1) == SPARE
+    contexts = [filled(pool, n) for n in (3, 6, 2)]
+    if scattered:  # stored elsewhere than at 0, 1, 2, …
+        contexts[0].rebase(20)
+    first = TokenBatch(pool, [Row(c, [7]) for c in contexts])
+    free = pool.free
+    ahead = Ahead.of(first)
+    assert ahead is not None
+    assert pool.free == free
+    first.commit()
+    rows = EVENTS[event](pool, contexts) or [Row(c, [9]) for c in contexts]
+    wanted = TokenBatch(*deepcopy((pool, rows)))
+    found = TokenBatch(pool, rows, ahead=ahead)
+    assert (found.views is ahead.views) == (event in AS_FORESEEN)
+    for a, b in ((found, wanted), (found.views, wanted.views)):
+        for name in ("ids", "positions", "row_ptr", "wanted") if a is found else a.__dataclass_fields__:
+            x, y = getattr(a, name), getattr(b, name)
+            assert np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y, name
+    assert found.slots.tolist() == wanted.slots.tolist()
+    found.views.check(pool.size)
+
+
+def test_a_call_after_one_of_which_not_all_stayed(pool: KVPool) -> None:
+    contexts = [filled(pool, n) for n in (3, 2)]
+    first = TokenBatch(pool, [Row(c, [7]) for c in contexts])
+    ahead = Ahead.of(first)
+    first.commit([[], [0]])
+    pool.allocate(1)  # what was given back: the next slots are those foreseen
+    batch = TokenBatch(pool, [Row(c, [9]) for c in contexts], ahead=ahead)
+    assert batch.views.slot_ptr.tolist() == [0, 4, 8]
+
+
+def test_what_nothing_is_made_ready_for(pool: KVPool) -> None:
+    first, second = filled(pool, 3), filled(pool, 4)
+    for rows in (
+        [Row(first, [1, 2])],
+        [Row(first, [1]), Row(second, [1, 2])],
+        [Row(first, [1], view=[Part(second)])],
+        [Row(first, [1], positions=np.array([9]))],
+    ):
+        batch = TokenBatch(pool, rows)
+        assert Ahead.of(batch) is None
+        batch.rollback()
+    pool.allocate(pool.free - 2)
+    assert Ahead.of(TokenBatch(pool, [Row(first, [1])])) is not None
+    assert Ahead.of(TokenBatch(pool, [Row(second, [1])])) is None, "the pool is full"

@@ -370,6 +370,14 @@ def test_no_more_rows_run_at_once_than_allowed() -> None:
     assert max(rows) == 4
 
 
+def test_plain_steps_are_made_ahead() -> None:
+    """Where the model can: all but the first one, and those after somebody came or went."""
+    toy = toy_model()
+    with Audited(toy, kv_slots=2000) as engine:
+        engine.generate([[1], [2], [3]], max_tokens=30, seed=0)
+    assert toy.foreseen >= 2 * toy.calls // 3 - 4, "the toy makes two of three"
+
+
 # ---- engines -------------------------------------------------------------------------------------------------------
 
 

@@ -269,6 +269,45 @@ def test_an_engine_replays_all_steps_without_prompts(drafting: bool, recorded: C
             if graphs_ is not None:
                 prefills = engine.cost.forwards - counted.replayed
                 assert 1 <= prefills <= len(prompts) < counted.replayed
+                assert drafting or counted.prepared >= counted.replayed - 3, "first, and after somebody came or went"
+    assert found[counted] == found[None]
+
+
+def test_tables_made_ahead_and_recorded_over(recorded: Callable[..., Transformer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another pool's first step clears the tables, and then does not fit into them."""
+    monkeypatch.setattr(graphs, "LISTED", 20)
+    model = recorded(sizes=(1,))
+    mine, other = model.new_pool(40), model.new_pool(40)
+    [context], [long] = start(mine, model, [5]), start(other, model, [30])
+    batch = TokenBatch(mine, [Row(context, [5])])
+    model.forward(batch)
+    ahead = model.prepare(batch)
+    batch.commit()
+    second = TokenBatch(other, [Row(long, [5])])
+    same_plain(model, second)
+    third = TokenBatch(mine, [Row(context, [6])], ahead=ahead)
+    assert ahead is not None
+    assert third.views is ahead.views
+    same(model, third)
+
+
+def test_tables_made_ahead_and_overwritten(recorded: Callable[..., Transformer]) -> None:
+    """Two engines on one model take turns, a third asks in between: the tables that one sent are the other's when it is its
+    turn again."""
+    model = recorded("qwen3", sizes=(1, 2))
+    counted, found = model._graphs, {}
+    assert counted is not None
+    for graphs_ in (counted, None):
+        model._graphs = graphs_
+        with ft.Engine(model, ft.Autoregressive(), kv_slots=60) as one, ft.Engine(model, ft.Autoregressive(), kv_slots=60) as two:
+            waiting = [e.agenerate([5, 6, 7 + i], max_tokens=9, temperature=0.7, seed=i) for i, e in enumerate((one, two))]
+            found[graphs_] = [answers[0].token_ids for answers in asyncio.run(together(waiting))]
+            if graphs_ is not None:
+                assert counted.prepared < counted.replayed - 9
+            scored = one.ascore([5, 6, 7], [[8, 9], [3]])
+            waiting = [one.agenerate([4, 6], max_tokens=9, seed=1), scored, one.agenerate([4, 6, 9], max_tokens=5, seed=1)]
+            answers = asyncio.run(together(waiting))
+            found[graphs_] += [answers[i][0].token_ids for i in (0, 2)]
     assert found[counted] == found[None]
 
 

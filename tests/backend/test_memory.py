@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
-from lab import tiny_llama
+from lab import Toy, slow_generate, tiny_llama
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import forethought as ft
+from forethought.backend.batch import Output
+from forethought.backend.decoder import Draft
 from forethought.backend.kv import KVPool, LayerSpec
 from forethought.backend.memory import DRAWING, MemoryPlan, plan_memory, share_out, step_bytes
 from forethought.backend.model import Model, ModelInfo
@@ -161,6 +165,38 @@ def test_an_engine_takes_the_planned_pool(tmp_path: Any, monkeypatch: pytest.Mon
     with ft.Engine(model, ft.Speculative(small, 4), max_rows=7, prefill_tokens=11, gpu_memory_utilization=0.4) as engine:
         assert engine.pool.size == 321
         assert asked == [([model, small], {"utilization": 0.4, "tokens": 11, "rows": 7, "kv_slots": None})]
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_no_step_asks_for_more_logits_than_are_planned_for(planned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, drafted tokens, prompts that end and siblings that join: all decide on logits of their own."""
+    from forethought.backend import engine as module
+
+    plan = (MemoryPlan("cuda:0", 1, 1, 0, 0, 1, 900),) if planned else ()
+    monkeypatch.setattr(module, "share_out", lambda models, **options: plan)
+    toy, decided = Toy(vocabulary=31), []
+
+    class Greedy(ft.Lookahead):
+        def draft(self, rows: Any, budget: int) -> Any:
+            many = [min(9, budget // len(rows), row.request.max_tokens - len(row.output) - 1) for row in rows]
+            return Draft([7] * sum(many), [i for n in many for i in range(n)], np.cumsum([0, *many]).tolist())
+
+        def decide(self, rows: Any, draft: Any, output: Output) -> Any:
+            assert output.logits is not None
+            decided.append(len(output.logits))
+            return super().decide(rows, draft, output)
+
+    async def all_of(engine: ft.Engine) -> Any:
+        return await asyncio.gather(*(engine.agenerate([1 + i, 2, 3], n=1 + 2 * i, max_tokens=9 + i, seed=i) for i in range(4)))
+
+    with ft.Engine(toy, Greedy(9, adaptive=False), max_rows=12, prefill_tokens=4) as engine:
+        found = asyncio.run(all_of(engine))
+        assert engine.generate([5], max_tokens=9)[0].cost.drafted > 0
+    for i, outs in enumerate(found):
+        assert [c.token_ids for c in outs] == [
+            slow_generate(toy.rule, [1 + i, 2, 3], 9 + i, seed=i, sample=k) for k in range(1 + 2 * i)
+        ]
+    assert (max(decided) <= 12) == planned
 
 
 class Peak(TorchDispatchMode):

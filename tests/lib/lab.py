@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import forethought as ft
-from forethought.backend.batch import Output, TokenBatch
+from forethought.backend.batch import Ahead, Output, TokenBatch
 from forethought.backend.kv import KVPool, LayerSpec
 from forethought.backend.model import Defaults, Model, ModelInfo
 from forethought.backend.prefix import PrefixTree
@@ -61,7 +61,10 @@ def scripted(vocabulary: int, follow: Callable[[list[int]], int]) -> Rule:
 
 
 class Toy(Model):
-    """See the module. ``tokens`` and ``calls`` count what it was asked; ``before`` runs at the start of each call."""
+    """See the module. ``tokens`` and ``calls`` count what it was asked; ``before`` runs at the start of each call.
+
+    Two of three calls are made ahead, as on a device; ``foreseen`` counts those that were used.
+    """
 
     def __init__(self, rule: Rule | None = None, *, vocabulary: int = 101, positions: int = 4096, text: Text | None = None,
                  defaults: Defaults | None = None) -> None:  # fmt: skip
@@ -70,14 +73,16 @@ class Toy(Model):
         self.info = ModelInfo(
             "toy", vocabulary, 1, positions, 1, torch.float32, cpu, [LayerSpec(1, 1, 1, cpu)], defaults or Defaults()
         )  # fmt: skip
-        self.tokens = self.calls = 0
+        self.tokens = self.calls = self.foreseen = 0
         self.before: Callable[[TokenBatch], None] = lambda batch: None
+        self._ahead: Ahead | None = None
 
     def forward(self, batch: TokenBatch) -> Output:
         self.check(batch)
         self.before(batch)
         self.calls += 1
         self.tokens += len(batch.ids)
+        self.foreseen += self._ahead is not None and batch.views is self._ahead.views
         ids = batch.ids.astype(np.float32)
         if batch.embeddings is not None:
             index, vectors = batch.embeddings
@@ -89,6 +94,10 @@ class Toy(Model):
         rows = np.searchsorted(batch.row_ptr, wanted, side="right") - 1
         logits = [self.rule(self._seen(batch.views, pool, int(r), t)) for r, t in zip(rows, wanted, strict=True)]
         return Output(torch.from_numpy(np.stack(logits)) if logits else torch.empty(0, self.info.vocab_size))
+
+    def prepare(self, batch: TokenBatch) -> Ahead | None:
+        self._ahead = Ahead.of(batch) if self.calls % 3 else None
+        return self._ahead
 
     @staticmethod
     def _seen(views: Views, pool: KVPool, row: int, t: int) -> list[int]:
