@@ -6,10 +6,10 @@ Building a batch stages slots in the pool; ``commit`` says which of them stay, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from ..kernels.views import Ints, Views, ancestor_bits
 from .kv import Context, KVPool
 
 Tap = Callable[[Tensor], None]
+"""What is done with the residual stream [T, width] entering a layer, before that layer runs. The next call may overwrite it."""
 
 
 class Part(NamedTuple):
@@ -59,6 +60,21 @@ class Output:
     """Asked layer -> [N, width]: the residual stream entering that layer; layer ``layers`` is the final-normed output."""
     tokens: int = 0
     """New tokens in the call, as the engine counts them."""
+
+
+Stages: TypeAlias = Generator[tuple[int, Tensor], None, Output]
+"""A call that stops where it is tapped: (layer, residual stream entering it)."""
+
+
+def walk(stages: Stages, taps: Mapping[int, Tap], tokens: int) -> Output:
+    """Go through ``stages``, of whose tokens the first ``tokens`` are the call's, with a tap at every stop."""
+    while True:
+        try:
+            layer, x = next(stages)
+        except StopIteration as end:
+            output: Output = end.value
+            return output
+        taps[layer](x[:tokens])
 
 
 class NewTokens(NamedTuple):
@@ -112,7 +128,7 @@ class TokenBatch:
     """The flat form of some rows. All rows must live on one pool; the pool must have a free slot for each new token.
 
     ``embeddings``: (token index [M], vectors [M, width]) that replace table look-ups. ``hidden``: layers wanted in the output.
-    ``taps``: layer -> function of the residual stream [T, width] entering that layer, called before later layers run.
+    ``taps``: layer -> what is called with the residual stream [T, width] entering that layer, before later layers run.
     ``ahead``: what was made of this call beforehand, of use if it fits.
     """
 

@@ -2,24 +2,24 @@
 
 A step of up to 256 new tokens runs as the recording of the next larger size, whose padding writes to the pool's dump slot and
 is cut off the result. Exact. One recording per pool, size and form: plain decoding of all sizes by a pool's first call, other
-forms (trees, prefixes read once) when first met; all share one memory pool. A call with taps, replaced embeddings, logits asked
-of some tokens only (prefill), rotated parts, or more than the tables hold, is left to the plain path. Cost of a replay: one
-copy to the device, one launch, and a copy of the result; nothing waits. While a step of plain decoding is computed, the tables
-of the next one are made and sent, all but its token ids.
+forms (trees, prefixes read once, taps, where a recording is split) when first met; all share one memory pool. A call with
+replaced embeddings, logits asked of some tokens only (prefill), rotated parts, or more than the tables hold, is left to the
+plain path. Cost of a replay: one copy to the device, one launch a piece, and a copy of the result; nothing waits. While a step of
+plain decoding is computed, the tables of the next one are made and sent, all but its token ids.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
 from ..kernels import attention
 from ..kernels.static import Form, StaticWork
 from ..kernels.work import Shape, Tiling
-from .batch import Ahead, NewTokens, Output, TokenBatch
+from .batch import Ahead, NewTokens, Output, Stages, TokenBatch, walk
 from .kv import KVPool
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ LISTED = 1 << 21
 WARM_UPS = 2
 """Runs before one is recorded: they compile kernels and make what is kept between calls."""
 
-Run = Callable[[], Output]
+Run = Callable[[], Stages]
 
 
 class Recorder(Protocol):
-    """What records a run over fixed buffers and gives back its replay, which returns the same buffers."""
+    """What records a run over fixed buffers, stage by stage, and gives back its replay, which returns the same buffers."""
 
     def __call__(self, run: Run) -> Run: ...
 
@@ -57,18 +57,40 @@ class CudaRecorder:
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
                 for _ in range(WARM_UPS):
-                    run()
+                    for _ in run():
+                        pass
             current.wait_stream(self._stream)
-            graph = torch.cuda.CUDAGraph()
-            # Other engines' threads may allocate meanwhile: only what this one does is held against the recording.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                output = run()
+            stages = run()
+            recorded: list[tuple[torch.cuda.CUDAGraph, tuple[int, torch.Tensor] | None]] = []
+            output: Output | None = None
+            while output is None:
+                graph, stop = torch.cuda.CUDAGraph(), None
+                # Other engines' threads may allocate meanwhile: only what this one does is held against the recording.
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                    try:
+                        stop = next(stages)
+                    except StopIteration as end:
+                        output = end.value
+                recorded.append((graph, stop))
 
-        def replay() -> Output:
-            graph.replay()
+        def replay() -> Stages:
+            for graph, stop in recorded:
+                graph.replay()
+                if stop is not None:
+                    yield stop
+            assert output is not None
             return output
 
         return replay
+
+
+class _Key(NamedTuple):
+    """What a pool's recording is of: most new tokens, form, and the layers whose input is given back, or tapped."""
+
+    size: int
+    form: Form
+    hidden: tuple[int, ...]
+    taps: tuple[int, ...]
 
 
 def refuses(device: torch.device, impl: str = "auto") -> str | None:
@@ -92,7 +114,7 @@ class Graphs:
         self._sizes = sorted(sizes)
         self._works: dict[int, StaticWork] = {}
         self._logits: torch.Tensor | None = None
-        self._replays: weakref.WeakKeyDictionary[KVPool, dict[tuple[int, Form, tuple[int, ...]], Run]]
+        self._replays: weakref.WeakKeyDictionary[KVPool, dict[_Key, Run]]
         self._replays = weakref.WeakKeyDictionary()
         self.replayed = 0
         """Calls that were replays."""
@@ -114,7 +136,7 @@ class Graphs:
     def forward(self, batch: TokenBatch) -> Output | None:
         """What ``model.forward`` returns, or None for a call that no recording computes. The batch has been checked."""
         tokens = len(batch.ids)
-        if batch.taps or batch.embeddings is not None or batch.wanted is not None or tokens > self._sizes[-1]:
+        if batch.embeddings is not None or batch.wanted is not None or tokens > self._sizes[-1]:
             return None
         replays = self._replays.get(batch.pool)
         if replays is None:
@@ -128,9 +150,10 @@ class Graphs:
             form = work.fill(batch.ids, batch.positions, batch.slots, batch.pool.size, batch.views)
             if form is None:
                 return None
-        if (size, form, batch.hidden) not in replays:
-            replays[size, form, batch.hidden] = self._recorder(self._run(work, form, batch.pool, batch.hidden))
-        output = replays[size, form, batch.hidden]()
+        key = _Key(size, form, batch.hidden, tuple(sorted(batch.taps)))
+        if key not in replays:
+            replays[key] = self._recorder(self._run(work, key, batch.pool))
+        output = walk(replays[key](), batch.taps, tokens)
         self.replayed += 1
         # Copies, because the next replay writes to the same place.
         logits = None if output.logits is None else output.logits[:tokens].clone()
@@ -146,10 +169,10 @@ class Graphs:
     def _work(self, tokens: int) -> StaticWork:
         return self._works[next(size for size in self._sizes if size >= tokens)]
 
-    def _record_all(self, pool: KVPool, hidden: tuple[int, ...]) -> dict[tuple[int, Form, tuple[int, ...]], Run]:
+    def _record_all(self, pool: KVPool, hidden: tuple[int, ...]) -> dict[_Key, Run]:
         """Plain decoding of every size, the largest first: the smaller ones then live in memory that it has taken."""
         model, arena, found = self._owner, None, {}
-        spec, info, form = model.info.layers[0], model.info, Form(masked=False, large=False)
+        spec, info = model.info.layers[0], model.info
         shape = Shape(model.heads, spec.kv_heads, spec.dim, spec.dim_v, info.dtype.itemsize)
         for size in reversed(self._sizes):
             if size not in self._works:
@@ -159,22 +182,24 @@ class Graphs:
             work = self._works[size]
             arena = work.arena
             work.clear(pool.size)
-            found[size, form, hidden] = self._recorder(self._run(work, form, pool, hidden))
+            key = _Key(size, Form(masked=False, large=False), hidden, ())
+            found[key] = self._recorder(self._run(work, key, pool))
         self._replays[pool] = found
         return found
 
-    def _run(self, work: StaticWork, form: Form, pool: KVPool, hidden: tuple[int, ...]) -> Run:
+    def _run(self, work: StaticWork, key: _Key, pool: KVPool) -> Run:
         model = self._model
         if self._logits is None and self._owner.has_head:  # one place for all: each result is copied before the next replay
             info = self._owner.info
             self._logits = torch.empty(self.tokens, info.vocab_size, dtype=info.dtype, device=info.device)
         logits = None if self._logits is None else self._logits[: work.queries]
-        tokens = NewTokens(work.ids, work.positions, work.new_slots, work.views(form), pool.k_and_dump, pool.v_and_dump, logits)
+        views = work.views(key.form)
+        tokens = NewTokens(work.ids, work.positions, work.new_slots, views, pool.k_and_dump, pool.v_and_dump, logits)
 
-        def run() -> Output:
+        def run() -> Stages:
             found = model()
             assert found is not None
-            return found.compute(tokens, layers=hidden)
+            return found.stages(tokens, key.hidden, key.taps)
 
         return run
 

@@ -6,7 +6,7 @@ Per token it reads all weights once and its view's KV. Not here: training, quant
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..kernels.attention import attend
 from ..kernels.rotary import Rotary
 from ..kernels.transfer import put
 from ..kernels.write import Norms, rms, write
-from .batch import Ahead, NewTokens, Output, Tap, TokenBatch
+from .batch import Ahead, NewTokens, Output, Stages, TokenBatch, walk
 from .checkpoint import Checkpoint
 from .graphs import Graphs
 from .kv import LayerSpec
@@ -164,41 +164,41 @@ class Transformer(Model):
         if self._graphs is not None and (output := self._graphs.forward(batch)) is not None:
             return output
         tokens = NewTokens(*batch.tensors(self.info.device), batch.views, batch.pool.k, batch.pool.v)
-        return self.compute(tokens, batch)
+        return walk(self.stages(tokens, batch.hidden, batch.taps, batch), batch.taps, len(batch.ids))
 
     @torch.inference_mode()
     def prepare(self, batch: TokenBatch) -> Ahead | None:
         return None if self._graphs is None else self._graphs.prepare(batch)
 
-    def compute(self, tokens: NewTokens, batch: TokenBatch | None = None, layers: Sequence[int] = ()) -> Output:
-        """Logits of all ``tokens`` and hidden states of ``layers``; or what ``batch``, whose tokens they are, asks for."""
+    def stages(
+        self, tokens: NewTokens, hidden: Collection[int], taps: Collection[int], batch: TokenBatch | None = None
+    ) -> Stages:
+        """Logits, and the ``hidden`` states, of all ``tokens``, or of those wanted in ``batch``; stops at layers ``taps``."""
         x = self._embedding.index_select(0, tokens.ids)
-        taps: Mapping[int, Tap] = {}
         wanted = None
         if batch is not None:
-            layers, taps = batch.hidden, batch.taps
             wanted = None if batch.wanted is None else put(batch.wanted, self.info.device)
             if batch.embeddings is not None:
                 index, vectors = batch.embeddings
                 x[index] = vectors.to(x)
         cos, sin = self._rotation.index_select(0, tokens.positions).unsqueeze(2).unbind(1)
-        hidden: dict[int, Tensor] = {}
+        kept: dict[int, Tensor] = {}
         for i, block in enumerate(self._blocks):
             if i in taps:
-                taps[i](x)
-            if i in layers:
-                hidden[i] = x if wanted is None else x[wanted]
+                yield i, x
+            if i in hidden:
+                kept[i] = x if wanted is None else x[wanted]
             x = block.out.onto(x, self._attention(block, x, cos, sin, tokens, i))
             x = block.down.onto(x, self._mlp(block, x))
         if wanted is not None and len(self._blocks) not in taps:
             x = x.index_select(0, wanted)
         x = self._rms(x, self._norm)
         if (last := len(self._blocks)) in taps:
-            taps[last](x)
+            yield last, x
             x = x if wanted is None else x.index_select(0, wanted)
-        if last in layers:
-            hidden[last] = x
-        return Output(None if self._head is None else torch.mm(x, self._head, out=tokens.logits), hidden)
+        if last in hidden:
+            kept[last] = x
+        return Output(None if self._head is None else torch.mm(x, self._head, out=tokens.logits), kept)
 
     def _attention(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor, tokens: NewTokens, i: int) -> Tensor:
         """The attention's output [T, heads * dim], before its projection."""

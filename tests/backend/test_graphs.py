@@ -4,6 +4,7 @@ plain path; and what is recorded when. A recorder that keeps the run, and hands 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 import forethought as ft
 from forethought.backend import graphs
-from forethought.backend.batch import Output, Part, Row, TokenBatch
+from forethought.backend.batch import Output, Part, Row, Stages, TokenBatch, walk
 from forethought.backend.graphs import Graphs
 from forethought.backend.kv import Context, KVPool
 from forethought.backend.load import load
@@ -30,20 +31,32 @@ VOCABULARY = 97
 
 
 class FakeCard:
-    """Records a run: its tensors stay where they are, and a replay writes them anew, as on a card."""
+    """Records a run: its tensors stay where they are, and a replay writes them anew, as on a card, piece by piece; what is
+    written into one between two pieces is what the second one reads."""
 
     def __init__(self) -> None:
         self.recorded: list[int] = []
 
     def __call__(self, run: graphs.Run) -> graphs.Run:
-        kept = run()
+        stops: dict[int, torch.Tensor] = {}
+        kept = walk(run(), defaultdict(lambda: lambda x: None), 0)
         tensors = [x for x in (kept.logits, *kept.hidden.values()) if x is not None]
         self.recorded.append(len(tensors[0]))
         for x in tensors:
             x.fill_(torch.nan)  # recording computes nothing
 
-        def replay() -> Output:
-            again = run()
+        def replay() -> Stages:
+            stages = run()
+            while True:
+                try:
+                    layer, x = next(stages)
+                except StopIteration as end:
+                    again = end.value
+                    break
+                stop = stops.setdefault(layer, torch.empty_like(x))
+                stop.copy_(x)
+                yield layer, stop
+                x.copy_(stop)
             for x, y in zip(tensors, (x for x in (again.logits, *again.hidden.values()) if x is not None), strict=True):
                 x.copy_(y)
             return kept
@@ -140,7 +153,7 @@ def test_a_recorded_step_equals_the_plain_path(kind: str, recorded: Callable[...
         same(model, batch)
         batch.commit([[0] for _ in rows])
     assert model._graphs is not None
-    assert {form.masked for _, form, _ in model._graphs._replays[pool]} == {False, True}
+    assert {key.form.masked for key in model._graphs._replays[pool]} == {False, True}
 
 
 def test_prefixes_read_once(recorded: Callable[..., Transformer], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +170,7 @@ def test_prefixes_read_once(recorded: Callable[..., Transformer], monkeypatch: p
         same(model, batch)
         batch.commit()
     assert model._graphs is not None
-    assert {form for _, form, _ in model._graphs._replays[pool]} == {Form(False, False), Form(False, True)}
+    assert {key.form for key in model._graphs._replays[pool]} == {Form(False, False), Form(False, True)}
 
 
 def test_the_largest_size_is_recorded_first_and_each_once(recorded: Callable[..., Transformer]) -> None:
@@ -189,6 +202,55 @@ def test_recordings_end_with_their_pool(recorded: Callable[..., Transformer]) ->
     assert len(model._graphs._replays) == 0
 
 
+def test_a_recording_is_split_where_it_is_tapped(recorded: Callable[..., Transformer]) -> None:
+    """Taps see the tokens of the call, in order, before the rest is computed, which reads what they write."""
+    model, card = recorded(sizes=(1, 4)), FakeCard()
+    model._graphs = Graphs.of(model, card if model.info.device.type == "cpu" else None, (1, 4))
+    pool = model.new_pool(60)
+    contexts = start(pool, model, [3, 5, 2])
+    seen: list[tuple[int, torch.Tensor]] = []
+    factor = 1.0
+
+    def tap(layer: int) -> Callable[[torch.Tensor], None]:
+        def tapped(x: torch.Tensor) -> None:
+            x *= factor
+            seen.append((layer, x.clone()))
+
+        return tapped
+
+    last = len(model.info.layers)
+    for layers, changed in [((1,), 1.0), ((0, 1, last), 1.0), ((1,), 2.0), ((last,), 0.5), ((), 1.0)]:
+        factor = changed
+        for rows in ([Row(contexts[0], [5])], [Row(c, [5 + i]) for i, c in enumerate(contexts)]):
+            batch = TokenBatch(pool, rows, taps={layer: tap(layer) for layer in reversed(layers)}, hidden=(1,))
+            seen.clear()
+            same(model, batch)
+            assert [layer for layer, _ in seen] == [*layers, *layers]
+            for (_, x), (_, y) in zip(seen[: len(layers)], seen[len(layers) :], strict=True):
+                assert x.shape == (len(rows), model.info.width)
+                torch.testing.assert_close(x, y, rtol=0, atol=2e-5)
+            batch.rollback()
+    if model.info.device.type == "cpu":
+        assert len(card.recorded) == 2 * 4, "each size with each set of taps, once"
+
+
+def test_a_tap_that_fails_spoils_no_other_step(recorded: Callable[..., Transformer]) -> None:
+    def fail(x: torch.Tensor) -> None:
+        raise RuntimeError("seen enough")
+
+    model = recorded(sizes=(1,))
+    pool = model.new_pool(20)
+    [context] = start(pool, model, [3])
+    for taps in ({1: fail}, {1: lambda x: None}, {1: fail}, {}):
+        batch = TokenBatch(pool, [Row(context, [5])], taps=taps)  # type: ignore[arg-type]
+        if taps.get(1) is fail:
+            with pytest.raises(RuntimeError, match="seen enough"):
+                model.forward(batch)
+        else:
+            same(model, batch)
+        batch.rollback()
+
+
 def test_what_no_recording_computes(recorded: Callable[..., Transformer], monkeypatch: pytest.MonkeyPatch) -> None:
     model = recorded(sizes=(1, 2))
     pool = model.new_pool(80)
@@ -196,21 +258,14 @@ def test_what_no_recording_computes(recorded: Callable[..., Transformer], monkey
     vector = torch.ones(1, model.info.width, device=model.info.device)
     index = torch.tensor([0], device=model.info.device)
     calls: dict[str, Callable[[], TokenBatch]] = {
-        "taps": lambda: TokenBatch(pool, [Row(contexts[0], [5])], taps={1: lambda x: None}),
         "embeddings": lambda: TokenBatch(pool, [Row(contexts[0], [5])], embeddings=(index, vector)),
         "prefill": lambda: TokenBatch(pool, [Row(contexts[0], [5, 6], logits=np.array([1]))]),
         "rotated": lambda: TokenBatch(pool, [Row(contexts[0], [5], view=[Part(contexts[1], 3)])]),
         "large": lambda: TokenBatch(pool, [Row(c, [5]) for c in contexts]),
     }
-    for name, make in calls.items():
+    for make in calls.values():
         batch = make()
-        if name == "taps":
-            same_as = plainly(model, batch).logits
-            assert torch.equal(model.forward(batch).logits, same_as)
-            assert model._graphs is not None
-            assert model._graphs.replayed == 0
-        else:
-            same_plain(model, batch)
+        same_plain(model, batch)
         batch.rollback()
     monkeypatch.setattr(graphs, "LISTED", 20)
     model._graphs = Graphs.of(model, FakeCard(), (1, 2))
