@@ -106,7 +106,8 @@ class Ahead:
 
     @classmethod
     def of(cls, batch: TokenBatch) -> Ahead | None:
-        """What follows ``batch``, staged or just committed; None if it is not plain decoding, or the pool is full."""
+        """What follows ``batch``, which is under way, if all of it stays; None if it is not plain decoding, or the pool is
+        full."""
         rows, pool = batch.rows, batch.pool
         if pool.free < len(rows) or not all(map(_plain, rows)):
             return None

@@ -155,6 +155,9 @@ class Decoder(ABC):
     hidden: tuple[int, ...] = ()
     """Layers whose input the decisions need, in ``Output.hidden``."""
 
+    fixed_draft: int = 0
+    """Tokens that it drafts a row whenever it drafts, where text depends on that: no more rows run than memory allows."""
+
     def bind(self, model: Model) -> None:
         """Once, by the engine that is built on it. Raises ``ValueError``, with the reason, where it cannot serve ``model``."""
         return None

@@ -20,7 +20,7 @@ from .decoder import Decoder
 from .generator import GenerationError, Generator, Score, progress_bar
 from .kv import KVPool
 from .loop import Loop
-from .memory import GPU_MEMORY_UTILIZATION, MemoryPlan, share_out
+from .memory import GPU_MEMORY_UTILIZATION, MemoryPlan, most_decided, share_out
 from .model import Model
 from .openmp import release_workers
 from .request import Piece, Request, Sampling, check_ids, draw_seed, split_stops
@@ -39,8 +39,9 @@ class Engine(Generator):
 
     ``kv_slots``: size of the KV pool in tokens; default: on a CPU what 1 GiB holds, at most 64 full contexts, on a GPU what is
     left when weights, steps and pool together fill ``gpu_memory_utilization`` of it (:attr:`memory` says how).
-    ``prefill_tokens``: prompt tokens computed per step beside decoding. ``max_rows``: rows decoding at once, and on a GPU the
-    tokens that a step decides on, drafted ones included: memory for the logits of so many is kept.
+    ``prefill_tokens``: prompt tokens computed per step beside decoding. ``max_rows``: rows decoding at once; on a GPU, where
+    memory is kept for the logits of so many tokens, drafted ones are cut to that, and a decoder that always drafts has fewer
+    rows.
 
     Sampling defaults come from the checkpoint's generation_config; where it is silent decoding is greedy.
     """
@@ -52,16 +53,18 @@ class Engine(Generator):
         if prefill_tokens < 1 or max_rows < 1:
             raise ValueError(f"prefill_tokens={prefill_tokens}, max_rows={max_rows}: at least 1")
         decoder.bind(model)
-        self.model, self.decoder, self.max_rows = model, decoder, max_rows
+        self.model, self.decoder = model, decoder
         self.memory: tuple[MemoryPlan, ...] = share_out(
             [model, *decoder.models()], utilization=gpu_memory_utilization, tokens=prefill_tokens, rows=max_rows,
             kv_slots=kv_slots,
         )  # fmt: skip
         """What becomes of the memory of each GPU in use; none on a CPU."""
+        decided = most_decided(max_rows) if self.memory else None
+        self.max_rows = max_rows if decided is None else max(1, min(max_rows, decided // (1 + decoder.fixed_draft)))
         if kv_slots is None:
             kv_slots = self.memory[0].slots if self.memory else _slots_on_cpu(model)
         self.pool: KVPool = model.new_pool(kv_slots)
-        self._runner = Runner(model, decoder, self.pool, prefill_tokens, max_rows, max_rows if self.memory else None)
+        self._runner = Runner(model, decoder, self.pool, prefill_tokens, self.max_rows, decided)
         self._inbox: deque[Callable[[], None]] = deque()
         """What the engine's thread is to do before its next step, in order."""
         self._loop = Loop.of(model.info.device)

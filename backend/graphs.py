@@ -2,10 +2,11 @@
 
 A step of up to 256 new tokens runs as the recording of the next larger size, whose padding writes to the pool's dump slot and
 is cut off the result. Exact. One recording per pool, size and form: plain decoding of all sizes by a pool's first call, other
-forms (trees, prefixes read once, taps, where a recording is split) when first met; all share one memory pool. A call with
-replaced embeddings, logits asked of some tokens only (prefill), rotated parts, or more than the tables hold, is left to the
-plain path. Cost of a replay: one copy to the device, one launch a piece, and a copy of the result; nothing waits. While a step of
-plain decoding is computed, the tables of the next one are made and sent, all but its token ids.
+forms (trees, prefixes read once, taps, where a recording is split) when first met; all share one memory pool. Left to the plain
+path are calls with replaced embeddings, logits asked of some tokens only (prefill), rotated parts, or more than the tables hold,
+and what a tap calls while a replay is under way. Cost of a replay: one copy to the device, one launch a piece, and a copy of the
+result; nothing waits. While a step of plain decoding is computed, the tables of the next one are made and sent, all but its
+token ids.
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ class Graphs:
         self._logits: torch.Tensor | None = None
         self._replays: weakref.WeakKeyDictionary[KVPool, dict[_Key, Run]]
         self._replays = weakref.WeakKeyDictionary()
+        self._replaying = False
         self.replayed = 0
         """Calls that were replays."""
         self.prepared = 0
@@ -136,7 +138,7 @@ class Graphs:
     def forward(self, batch: TokenBatch) -> Output | None:
         """What ``model.forward`` returns, or None for a call that no recording computes. The batch has been checked."""
         tokens = len(batch.ids)
-        if batch.embeddings is not None or batch.wanted is not None or tokens > self._sizes[-1]:
+        if self._replaying or batch.embeddings is not None or batch.wanted is not None or tokens > self._sizes[-1]:
             return None
         replays = self._replays.get(batch.pool)
         if replays is None:
@@ -153,7 +155,11 @@ class Graphs:
         key = _Key(size, form, batch.hidden, tuple(sorted(batch.taps)))
         if key not in replays:
             replays[key] = self._recorder(self._run(work, key, batch.pool))
-        output = walk(replays[key](), batch.taps, tokens)
+        self._replaying = True
+        try:
+            output = walk(replays[key](), batch.taps, tokens)
+        finally:
+            self._replaying = False
         self.replayed += 1
         # Copies, because the next replay writes to the same place.
         logits = None if output.logits is None else output.logits[:tokens].clone()

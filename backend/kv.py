@@ -96,7 +96,7 @@ class KVPool:
         return slots
 
     def upcoming(self, n: int) -> Ints:
-        """What :meth:`allocate` would give if it was asked now."""
+        """What :meth:`allocate` would give if it was asked now; puts the free slots in order, as that does."""
         if n > self._top:
             raise PoolFull(f"{n} slots asked, {self._top} free of {self.size} ({self.used} used, {self._cached} cached)")
         if n >= RUN and self._loose:
@@ -213,7 +213,7 @@ class Context:
     before: only such a context is a function of its ids, so only its slots may enter a prefix tree.
     """
 
-    __slots__ = ("_ahead", "_positions", "_slots", "_spans", "edits", "ids", "pending", "plain", "pool", "size")
+    __slots__ = ("_positions", "_slots", "_spans", "_staged_at", "edits", "ids", "pending", "plain", "pool", "size")
 
     def __init__(self, pool: KVPool) -> None:
         self.pool = pool
@@ -224,10 +224,10 @@ class Context:
         """Slots staged by the call under way, right behind the committed ones."""
         self.plain = True
         self.edits = 0
-        """How often committed slots were taken away or exchanged."""
+        """How often slots of it, committed or staged, were given back or exchanged."""
         self._slots: Ints = np.empty(64, np.int64)
         self._positions: Ints | None = None
-        self._ahead: Ints | None = None
+        self._staged_at: Ints | None = None
         """Where the staged slots are stored, if all others are at 0, 1, 2, … and these may not be the next."""
         self._spans: list[int] | None = None
 
@@ -251,13 +251,13 @@ class Context:
     @property
     def in_order(self) -> bool:
         """Whether every slot is stored at 0, 1, 2, …, those of the call under way too."""
-        return self._positions is None and self._ahead is None
+        return self._positions is None and self._staged_at is None
 
     def stored_positions(self) -> Ints:
         """[size + pending] position each slot is stored at."""
         n = self.size + self.pending
-        if self._ahead is not None:
-            return np.concatenate((np.arange(self.size), self._ahead))
+        if self._staged_at is not None:
+            return np.concatenate((np.arange(self.size), self._staged_at))
         return np.arange(n) if self._positions is None else self._positions[:n]
 
     def stage(self, slots: Ints, positions: Ints | None = None) -> None:
@@ -272,7 +272,7 @@ class Context:
             self._slots = np.concatenate((self._slots, np.empty(max(n, len(self._slots)), np.int64)))
         self._slots[self.size : n] = slots
         if self._positions is None:
-            self._ahead = None if positions is None else np.asarray(positions)
+            self._staged_at = None if positions is None else np.asarray(positions)
         else:
             if len(self._positions) < len(self._slots):
                 self._positions = np.concatenate((self._positions, np.empty(len(self._slots) - len(self._positions), np.int64)))
@@ -286,7 +286,7 @@ class Context:
         ``spans``: how many ids each kept slot stands for, where that is not one.
         """
         first, count = self.size, self.pending if kept is None else len(kept)
-        ahead = self._ahead if kept is None or self._ahead is None else self._ahead[kept]
+        ahead = self._staged_at if kept is None or self._staged_at is None else self._staged_at[kept]
         if (sum(spans) if spans is not None else count) != len(ids):
             raise ValueError(f"{len(ids)} token ids for {count} kept slots" + (f" of spans {list(spans)}" if spans else ""))
         if kept is not None and count and kept[-1] == count - 1:  # the first ones, in order: nothing moves
@@ -303,7 +303,8 @@ class Context:
             if self._positions is not None:
                 self._positions[first : first + count] = self._positions[first + path]
             self.pool.discard(thrown)
-        self.pending, self._ahead = 0, None
+        self.edits += count < self.pending
+        self.pending, self._staged_at = 0, None
         self.size += count
         if spans is not None and (self._spans is not None or any(n != 1 for n in spans)):
             if self._spans is None:
@@ -322,8 +323,9 @@ class Context:
 
     def rollback(self) -> None:
         """Forget what the call under way staged."""
+        self.edits += 1
         self.pool.discard(self._slots[self.size : self.size + self.pending])
-        self.pending, self._ahead = 0, None
+        self.pending, self._staged_at = 0, None
 
     def adopt(self, ids: Sequence[int], slots: Ints) -> None:
         """Start with a cached prefix: slots that stand for ``ids``, one each, counted here once more."""

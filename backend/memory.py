@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..kernels.views import TREE_LIMIT
 from .graphs import LISTED
 from .model import Model
 
@@ -72,15 +73,20 @@ def plan_memory(
     return replace(plan, slots=min(slots, most))
 
 
-def step_bytes(model: Model, tokens: int, rows: int) -> int:
-    """Bytes that a call of up to ``tokens`` new tokens and drawing from ``rows`` logits take beside weights and pool."""
+def most_decided(rows: int) -> int:
+    """Tokens that a step may decide on, drafted ones included: one of each of ``rows`` rows, and of one row at least a tree."""
+    return max(rows, 1 + TREE_LIMIT)
+
+
+def step_bytes(model: Model, tokens: int, decided: int) -> int:
+    """Bytes that a call of up to ``tokens`` new tokens and drawing behind ``decided`` of them take beside weights and pool."""
     info, recorded = model.info, model.recorded_tokens
     layer = -(-max(0, info.parameters - info.vocab_size * info.width) // (max(1, len(info.layers)) * info.width))
     widest = max(spec.kv_heads * (spec.dim + spec.dim_v) for spec in info.layers)
     size = info.dtype.itemsize
     # What one layer's products give out, the residual stream in float32, and attention's partial results.
     token = layer * size + 4 * 4 * info.width + PIECES * 4 * 2 * info.width
-    logits = info.vocab_size * (rows * (2 * size + DRAWING) + recorded * size)
+    logits = info.vocab_size * (decided * (2 * size + DRAWING) + recorded * size)
     tables = 2 * 4 * min(LISTED, recorded * info.max_positions) + (TABLES if recorded else 0)
     return (tokens + recorded) * token + logits + info.max_positions * widest * size + tables + LIBRARIES
 
@@ -95,8 +101,9 @@ def share_out(
     """
     if not 0 < utilization <= 1:
         raise ValueError(f"gpu_memory_utilization={utilization}: above 0, at most 1")
+    decided = most_decided(rows)
     most, plans = rows * models[0].info.max_positions, []
-    steps = sum(step_bytes(model, tokens + rows, rows) for model in models)
+    steps = sum(step_bytes(model, tokens + decided, decided) for model in models)
     slot_of: Counter[torch.device] = Counter()
     for model in models:
         for spec in model.info.layers:

@@ -100,5 +100,9 @@ class Model(ABC):
         if not 0 <= min(ids) <= max(ids) < info.vocab_size:
             bad = next(i for i in ids if not 0 <= i < info.vocab_size)
             raise ValueError(f"token id {bad} outside a vocabulary of {info.vocab_size}")
+        if batch.hidden or batch.taps:
+            for layer in (*batch.hidden, *batch.taps):
+                if not 0 <= layer <= len(info.layers):
+                    raise ValueError(f"layer {layer}: {info.name} has 0 to {len(info.layers)}, its output")
         if batch.views.offsets is not None and not info.rotation and batch.views.offsets.any():
             raise ValueError(f"{self.info.name} has keys without rotary position: its views take no offsets")

@@ -55,7 +55,7 @@ class _Step:
 class Runner:
     """Everything of an engine that lives on its thread: the pool, who uses it, and the bill.
 
-    ``most_logits``: of how many tokens a step may decide on the logits, drafted ones included; None: there is memory enough.
+    ``most_logits``: most tokens that a step decides on, drafted ones included, for want of memory; None: any number.
     """
 
     def __init__(
@@ -147,8 +147,9 @@ class Runner:
         rows = [row for sample in decoding for row in sample.rows]
         draft, chunks = self._plan(rows, feeding)
         done = [chunk for chunk in chunks if chunk.last]
+        ahead, self._ahead = self._ahead, None
         step = _Step(
-            batch=TokenBatch(self.pool, _batch_rows(rows, draft, chunks), hidden=self.decoder.hidden, ahead=self._ahead),
+            batch=TokenBatch(self.pool, _batch_rows(rows, draft, chunks), hidden=self.decoder.hidden, ahead=ahead),
             samples=[*decoding, *dict.fromkeys([chunk.sample for chunk in chunks])], chunks=chunks, draft=draft,
             rows=rows + [chunk.row for chunk in done],
             owners=[sample for sample in decoding for _ in sample.rows] + [chunk.sample for chunk in done],
@@ -156,7 +157,8 @@ class Runner:
         try:
             step.batch.embeddings = _vectors(step)
             output = self.call(step.batch, len(step.batch.ids) - sum(chunk.take for chunk in chunks))
-            self._ahead = self.model.prepare(step.batch) if draft is None else None
+            if draft is None:
+                self._ahead = self.model.prepare(step.batch)
             if step.rows:
                 self._decide(step, output)
         except BaseException:
@@ -187,9 +189,13 @@ class Runner:
         most = room - bool(feeding)
         if self.most_logits is not None:
             running = sum(len(sample.rows) for sample in self.scheduler.running)
-            joining = sum(sample.request.n - 1 for sample in feeding if sample.request.leader is sample)
-            most = min(most, self.most_logits - running - joining)
+            joining = sum((sample.request.n - 1) * len(sample.rows) for sample in feeding if self._leads_here(sample))
+            most = min(most, self.most_logits - running - min(joining, max(0, self.scheduler.max_rows - running)))
         return max(0, most)
+
+    def _leads_here(self, sample: Sample) -> bool:
+        """Whether siblings may join in this step, in which the prompt of ``sample`` can end."""
+        return sample.request.leader is sample and sum(len(row.pending) for row in sample.rows) <= self.prefill_tokens
 
     def _decide(self, step: _Step, output: Output) -> None:
         """Ask the decoder: about the rows computed, and about siblings of those that have just computed their prompt."""
@@ -223,7 +229,10 @@ class Runner:
         self.usage.step(len(step.rows), bool(self.scheduler.waiting))
         self._keep(step)
         for sibling, leader in step.joined:
-            self.scheduler.fork(leader, sibling)
+            try:
+                self.scheduler.fork(leader, sibling)
+            except BaseException as e:
+                self.finish(sibling, "error", e)
         for sample, share in zip(step.owners, step.shares, strict=True):
             if share.failed is not None:
                 self.finish(sample, "error", share.failed)

@@ -2,8 +2,9 @@
 
 Exact under every rule. Target matching, the default, gives plain decoding's own text at the same seed, whatever is merged,
 pruned or adapted. ``ratio``, ``block`` and ``tree`` (without replacement) accept more of a *sampled* draft and follow the same
-distribution, not the same text; their draft budget is fixed, or a run could not be repeated: a pool so small that drafts are
-cut still makes another text. Cost: a draft model forward a level, then one target forward.
+distribution, not the same text; their draft budget is fixed, or a run could not be repeated (on a GPU fewer rows run at once,
+lest memory for logits cuts it): a pool so small that drafts are cut still makes another text. Cost: a draft model forward a
+level, then one target forward.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Speculative(Speculation):
                 raise ValueError(f"rule={rule!r} judges chains; tree={list(fans)} has branches")
             if draft_tokens is not None and draft_tokens < size:
                 raise ValueError(f"draft_tokens={draft_tokens} cuts a tree of {size}: under rule={rule!r} say it by tree")
-        self.rule = rule
+        self.rule, self.fixed_draft = rule, 0 if rule == "match" else size
         super().__init__(
             sources, size if draft_tokens is None else draft_tokens, adaptive=rule == "match" if adaptive is None else adaptive
         )

@@ -128,7 +128,7 @@ class StaticWork:
             any(plan.facts.masked or plan.tree is not None for plan in plans),
             any(plan.facts.few < len(plan.tables.items) for plan in plans),
         )
-        host = self.arena.next_host()
+        host, self.arena.holds = self.arena.next_host(), None
         flat = host.array
         tokens = self._tokens(host.tensor).numpy()
         for row, values, padding in zip(tokens, (ids, positions, slots, views.tree), (0, 0, dump, -1), strict=True):
@@ -149,19 +149,20 @@ class StaticWork:
 
     def held(self, views: Views) -> Form | None:
         """The form of the step that sees ``views``, if its tables are the ones on the device."""
-        there, form = self.arena.holds
-        return form if there is views else None
+        there = self.arena.holds
+        return there[1] if there is not None and there[0] is views else None
 
     def tell(self, ids: Ints) -> None:
         """Put the token ids of the step that was filled in last, without them, on the device."""
         host = self.arena.host
+        host.wait()
         self._tokens(host.tensor).numpy()[0, : len(ids)] = ids
         host.send(self.arena.there, 0, self._ids_end)
         host.sent()
 
     def clear(self, dump: int) -> None:
         """A step of no tokens: all write to slot ``dump`` and see nothing."""
-        host, self.arena.holds = self.arena.next_host(), (None, None)
+        host, self.arena.holds = self.arena.next_host(), None
         host.array[: self._slots.begin] = 0
         self._tokens(host.tensor)[2:] = torch.tensor([[dump], [-1]])
         host.send(self.arena.there, 0, self._slots.begin)
@@ -205,8 +206,8 @@ class Arena:
         self.there = torch.zeros(size, dtype=torch.int32, device=device)
         self.host, self._other = _Host(size, device), _Host(size, device)
         """The one filled last, and the one before."""
-        self.holds: tuple[Views | None, Form | None] = None, None
-        """What step's tables are there."""
+        self.holds: tuple[Views, Form] | None = None
+        """The step whose tables are there, and its form."""
 
     def next_host(self) -> _Host:
         """The one to fill next, whose copy is done."""

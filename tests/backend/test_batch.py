@@ -279,6 +279,26 @@ def test_a_call_after_one_of_which_not_all_stayed(pool: KVPool) -> None:
     assert batch.views.slot_ptr.tolist() == [0, 4, 8]
 
 
+@pytest.mark.parametrize("retried", ["the same call", "elsewhere"])
+def test_a_call_after_one_that_was_tried_again(retried: str, pool: KVPool) -> None:
+    """Slots given back come out in another order, positions need not be the same: sizes and free slots tell neither."""
+    contexts = [filled(pool, 3), filled(pool, 2)]
+    rows = [Row(c, [7]) for c in contexts]
+    if retried == "elsewhere":
+        rows = [Row(contexts[0], [7])]
+    first = TokenBatch(pool, rows)
+    ahead = Ahead.of(first)
+    first.rollback()
+    if retried == "elsewhere":
+        rows = [Row(contexts[0], [7], positions=np.array([50]))]
+    TokenBatch(pool, rows).commit()
+    rows = [Row(row.context, [9]) for row in rows]
+    wanted = TokenBatch(*deepcopy((pool, rows)))
+    found = TokenBatch(pool, rows, ahead=ahead)
+    assert found.positions.tolist() == wanted.positions.tolist()
+    assert found.views.slots.tolist() == wanted.views.slots.tolist()
+
+
 def test_what_nothing_is_made_ready_for(pool: KVPool) -> None:
     first, second = filled(pool, 3), filled(pool, 4)
     for rows in (

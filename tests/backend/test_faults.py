@@ -431,6 +431,32 @@ def test_the_leader_is_not_blamed_for_what_a_sibling_did() -> None:
                 assert i == 2 or out.token_ids == right
 
 
+def test_siblings_of_a_leader_that_keeps_none_of_its_prompt_end_alone() -> None:
+    """There is nothing that they could share."""
+
+    class Dropping(ft.Autoregressive):
+        def decide(self, rows: Sequence[Row], draft: Draft | None, output: Output) -> Decision:
+            found = super().decide(rows, draft, output)
+            dropped = [row.prompt == [5] and not row.output for row in rows]
+            pending = {i: [5, int(found.emitted[i])] for i, drop in enumerate(dropped) if drop}
+            ptr = np.cumsum([0, *(not drop for drop in dropped)]).tolist()
+            return Decision(found.emitted, kept=[0] * ptr[-1], kept_ptr=ptr, pending=pending)
+
+    toy = toy_model()
+
+    async def both(engine: ft.Engine) -> Any:
+        asked = engine.agenerate([1, 2, 3], max_tokens=30, seed=0), engine.agenerate([5], n=2, max_tokens=5, seed=0)
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    with Audited(toy, Dropping(), kv_slots=400) as engine:
+        [bystander], failed = asyncio.run(both(engine))
+    assert bystander.token_ids == slow_generate(toy.rule, [1, 2, 3], 30, seed=0)
+    assert isinstance(failed, ft.GenerationError)
+    [[first, second]] = failed.results
+    assert first.token_ids == slow_generate(toy.rule, [5], 5, seed=0)
+    assert (second.finish_reason, second.error) == ("error", "ValueError: cannot keep 1 of 0 tokens")
+
+
 def test_samples_with_prompts_of_their_own_do_not_share() -> None:
     class Own(ft.Autoregressive):
         def open(self, request: Request, sample: int, pool: KVPool) -> list[Row]:

@@ -234,6 +234,26 @@ def test_a_recording_is_split_where_it_is_tapped(recorded: Callable[..., Transfo
         assert len(card.recorded) == 2 * 4, "each size with each set of taps, once"
 
 
+def test_a_tap_may_call_the_model(recorded: Callable[..., Transformer]) -> None:
+    """What is under way keeps its tables: such a call is not a replay."""
+    model = recorded(sizes=(1, 2))
+    pool = model.new_pool(40)
+    contexts = start(pool, model, [3, 5, 8])
+    inner: list[Any] = []
+
+    def tap(x: torch.Tensor) -> None:
+        batch = TokenBatch(pool, [Row(c, [6]) for c in contexts[1:]])
+        inner.append(model.forward(batch).logits)
+        batch.rollback()
+
+    batch = TokenBatch(pool, [Row(contexts[0], [5])], taps={1: tap})
+    wanted, found = plainly(model, batch).logits, model.forward(batch).logits
+    assert model._graphs is not None
+    assert model._graphs.replayed == 1
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
+    torch.testing.assert_close(inner[0], inner[1], rtol=0, atol=2e-5)
+
+
 def test_a_tap_that_fails_spoils_no_other_step(recorded: Callable[..., Transformer]) -> None:
     def fail(x: torch.Tensor) -> None:
         raise RuntimeError("seen enough")

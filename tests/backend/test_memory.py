@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from drafting import babble
 from lab import Toy, slow_generate, tiny_llama
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -164,39 +166,102 @@ def test_an_engine_takes_the_planned_pool(tmp_path: Any, monkeypatch: pytest.Mon
     model, small = tiny_llama(tmp_path / "a"), tiny_llama(tmp_path / "b", num_hidden_layers=1)
     with ft.Engine(model, ft.Speculative(small, 4), max_rows=7, prefill_tokens=11, gpu_memory_utilization=0.4) as engine:
         assert engine.pool.size == 321
+        assert engine.max_rows == 7
         assert asked == [([model, small], {"utilization": 0.4, "tokens": 11, "rows": 7, "kv_slots": None})]
 
 
-@pytest.mark.parametrize("planned", [True, False])
-def test_no_step_asks_for_more_logits_than_are_planned_for(planned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows, drafted tokens, prompts that end and siblings that join: all decide on logits of their own."""
+# ---- logits that a step decides on -----------------------------------------------------------------------------------
+
+
+class Eager(ft.Lookahead):
+    """Drafts up to nine tokens a row, all that it may; several rows a sample if told so."""
+
+    def __init__(self, rows: int = 1) -> None:
+        super().__init__(9, adaptive=False)
+        self.rows, self.budgets, self.decided = rows, list[int](), list[int]()
+
+    def open(self, request: Request, sample: int, pool: KVPool) -> list[Row]:
+        prompt = list(request.prompt)
+        return [Row(request, sample, i, prompt, pool.new_context(), list(prompt)) for i in range(self.rows)]
+
+    def draft(self, rows: Any, budget: int) -> Draft:
+        self.budgets.append(budget)
+        many = [max(0, min(9, budget // len(rows), row.request.max_tokens - len(row.output) - 1)) for row in rows]
+        return Draft([7] * sum(many), [i for n in many for i in range(n)], np.cumsum([0, *many]).tolist())
+
+    def decide(self, rows: Any, draft: Any, output: Output) -> Any:
+        assert output.logits is not None
+        self.decided.append(len(output.logits))
+        return super().decide(rows, draft, output)
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """planned(True): from here on engines run as on a card."""
     from forethought.backend import engine as module
 
-    plan = (MemoryPlan("cuda:0", 1, 1, 0, 0, 1, 900),) if planned else ()
-    monkeypatch.setattr(module, "share_out", lambda models, **options: plan)
-    toy, decided = Toy(vocabulary=31), []
+    def plan(on: bool) -> None:
+        plans = (MemoryPlan("cuda:0", 1, 1, 0, 0, 1, 9000),) if on else ()
+        monkeypatch.setattr(module, "share_out", lambda models, **options: plans)
 
-    class Greedy(ft.Lookahead):
-        def draft(self, rows: Any, budget: int) -> Any:
-            many = [min(9, budget // len(rows), row.request.max_tokens - len(row.output) - 1) for row in rows]
-            return Draft([7] * sum(many), [i for n in many for i in range(n)], np.cumsum([0, *many]).tolist())
+    return plan
 
-        def decide(self, rows: Any, draft: Any, output: Output) -> Any:
-            assert output.logits is not None
-            decided.append(len(output.logits))
-            return super().decide(rows, draft, output)
 
-    async def all_of(engine: ft.Engine) -> Any:
-        return await asyncio.gather(*(engine.agenerate([1 + i, 2, 3], n=1 + 2 * i, max_tokens=9 + i, seed=i) for i in range(4)))
+def all_of(engine: ft.Engine, requests: list[dict[str, Any]]) -> list[list[list[int]]]:
+    """Token ids of each sample of each request, all asked for at once."""
 
-    with ft.Engine(toy, Greedy(9, adaptive=False), max_rows=12, prefill_tokens=4) as engine:
-        found = asyncio.run(all_of(engine))
+    async def together() -> Any:
+        return await asyncio.gather(*(engine.agenerate(**request) for request in requests))
+
+    return [[c.token_ids for c in outs] for outs in asyncio.run(together())]
+
+
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_no_step_decides_on_more_than_is_planned_for(on: bool, rows: int, planned: Callable[[bool], None]) -> None:
+    """Rows, drafted tokens, prompts that end and siblings that join: all decide on logits of their own."""
+    planned(on)
+    toy, decoder = Toy(vocabulary=31), Eager(rows)
+    requests = [{"prompts": [1 + i, 2, 3], "n": 1 + 3 * i, "max_tokens": 9 + i, "seed": i} for i in range(4)]
+    with ft.Engine(toy, decoder, max_rows=70, prefill_tokens=8) as engine:
+        found = all_of(engine, [requests[0], *requests, requests[3] | {"n": 20, "prompts": [8, 9]}])
         assert engine.generate([5], max_tokens=9)[0].cost.drafted > 0
-    for i, outs in enumerate(found):
-        assert [c.token_ids for c in outs] == [
-            slow_generate(toy.rule, [1 + i, 2, 3], 9 + i, seed=i, sample=k) for k in range(1 + 2 * i)
-        ]
-    assert (max(decided) <= 12) == planned
+    for outs, request in zip(found[1:-1], requests, strict=True):
+        prompt, most, seed = request["prompts"], request["max_tokens"], request["seed"]
+        assert outs == [slow_generate(toy.rule, prompt, most, seed=seed, sample=k) for k in range(len(outs))]
+    assert (max(decoder.decided) <= 70) == on
+
+
+def test_one_row_may_always_verify_a_tree(planned: Callable[[bool], None]) -> None:
+    planned(True)
+    decoder = Eager()
+    with ft.Engine(Toy(vocabulary=31), decoder, max_rows=1) as engine:
+        engine.generate([5], max_tokens=9)
+    assert max(decoder.budgets) == 64
+
+
+def test_drafts_go_on_while_a_prompt_is_fed_that_many_will_share(planned: Callable[[bool], None]) -> None:
+    planned(True)
+    decoder = Eager()
+    long = {"prompts": [*range(30)] * 9, "n": 64, "max_tokens": 2}
+    with ft.Engine(Toy(vocabulary=31), decoder, max_rows=12, prefill_tokens=4) as engine:
+        all_of(engine, [{"prompts": [1], "max_tokens": 99, "temperature": 1.0, "seed": 0}, long])
+    assert sum(budget < 50 for budget in decoder.budgets) < 10
+
+
+@pytest.mark.parametrize("rule", ["ratio", "block", "tree"])
+def test_a_budget_that_text_depends_on_is_not_cut(rule: Any, planned: Callable[[bool], None]) -> None:
+    """On a card fewer rows run, and the text of a seed is the same alone and in a crowd."""
+    planned(True)
+    requests = [{"prompts": [5 + i % 9, 6, 7], "max_tokens": 30, "temperature": 1.0, "seed": i} for i in range(30)]
+    found = []
+    for asked in (requests[:1], requests):
+        toy, draft = (Toy(babble(salt, 60, range(5, 17)), vocabulary=60) for salt in (0, 1))
+        decoder = ft.Speculative(draft, tree=[2, 2] if rule == "tree" else [1] * 6, rule=rule)
+        with ft.Engine(toy, decoder, kv_slots=9000, max_rows=70) as engine:
+            assert engine.max_rows == 70 // 7
+            found.append(all_of(engine, asked)[0])
+    assert found[0] == found[1]
 
 
 class Peak(TorchDispatchMode):

@@ -122,6 +122,16 @@ def test_only_asked_logits(lab: SimpleNamespace) -> None:
 
 
 @every
+@pytest.mark.parametrize("layer", [-1, 3])
+def test_a_layer_that_is_not_there(layer: int, lab: SimpleNamespace) -> None:
+    for asked in ({"hidden": [layer]}, {"taps": {layer: lambda x: None}}):
+        batch = TokenBatch(lab.pool, [Row(lab.pool.new_context(), TEXT)], **asked)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"layer {layer}: .* has 0 to 2, its output"):
+            lab.model.forward(batch)
+        batch.rollback()
+
+
+@every
 def test_hidden_states_and_taps(lab: SimpleNamespace, kind: str, checkpoint: Any, own_code: Any) -> None:
     with torch.no_grad():
         ids = torch.tensor([TEXT], device=lab.model.info.device)
