@@ -11,6 +11,7 @@ token ids.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -49,12 +50,15 @@ class CudaRecorder:
         self._device = device
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
+        self._alive: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def __call__(self, run: Run) -> Run:
-        with torch.cuda.device(self._device):
+        current = torch.cuda.current_stream(self._device)
+        with torch.cuda.device(self._device), torch.cuda.stream(current):  # which is so again if a recording breaks off
             if self._stream is None:
-                self._stream, self._pool = torch.cuda.Stream(self._device), torch.cuda.graph_pool_handle()
-            current = torch.cuda.current_stream(self._device)
+                self._stream = torch.cuda.Stream(self._device)
+            if not self._alive:  # the memory pool of recordings that are gone is gone with them
+                self._pool = torch.cuda.graph_pool_handle()
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
                 for _ in range(WARM_UPS):
@@ -73,6 +77,7 @@ class CudaRecorder:
                     except StopIteration as end:
                         output = end.value
                 recorded.append((graph, stop))
+                self._alive.add(graph)
 
         def replay() -> Stages:
             for graph, stop in recorded:
@@ -118,6 +123,8 @@ class Graphs:
         self._replays: weakref.WeakKeyDictionary[KVPool, dict[_Key, Run]]
         self._replays = weakref.WeakKeyDictionary()
         self._replaying = False
+        self.failure: Exception | None = None
+        """Why a step could not be recorded; none is from then on."""
         self.replayed = 0
         """Calls that were replays."""
         self.prepared = 0
@@ -138,26 +145,22 @@ class Graphs:
     def forward(self, batch: TokenBatch) -> Output | None:
         """What ``model.forward`` returns, or None for a call that no recording computes. The batch has been checked."""
         tokens = len(batch.ids)
-        if self._replaying or batch.embeddings is not None or batch.wanted is not None or tokens > self._sizes[-1]:
+        if self.failure is not None or self._replaying or batch.embeddings is not None or batch.wanted is not None:
             return None
-        replays = self._replays.get(batch.pool)
-        if replays is None:
-            replays = self._record_all(batch.pool, batch.hidden)
-        work = self._work(tokens)
-        size, form = work.queries, work.held(batch.views)
-        if form is not None:
-            work.tell(batch.ids)
-            self.prepared += 1
-        else:
-            form = work.fill(batch.ids, batch.positions, batch.slots, batch.pool.size, batch.views)
-            if form is None:
-                return None
-        key = _Key(size, form, batch.hidden, tuple(sorted(batch.taps)))
-        if key not in replays:
-            replays[key] = self._recorder(self._run(work, key, batch.pool))
+        if tokens > self._sizes[-1]:
+            return None
+        try:
+            replay = self._find(batch)
+        except Exception as error:  # for want of memory, say: what is not recorded may still run
+            self._replays.clear()
+            self.failure = error
+            warnings.warn(f"decode steps are not recorded from here on: {type(error).__name__}: {error}", stacklevel=2)
+            return None
+        if replay is None:
+            return None
         self._replaying = True
         try:
-            output = walk(replays[key](), batch.taps, tokens)
+            output = walk(replay(), batch.taps, tokens)
         finally:
             self._replaying = False
         self.replayed += 1
@@ -165,9 +168,29 @@ class Graphs:
         logits = None if output.logits is None else output.logits[:tokens].clone()
         return Output(logits, {layer: x[:tokens].clone() for layer, x in output.hidden.items()})
 
+    def _find(self, batch: TokenBatch) -> Run | None:
+        """The recording of this step, made where there is none yet, with its tables on the device. None: they do not fit."""
+        replays = self._replays.get(batch.pool)
+        if replays is None:
+            replays = self._record_all(batch.pool, batch.hidden)
+        work = self._work(len(batch.ids))
+        form = work.held(batch.views)
+        if form is not None:
+            work.tell(batch.ids)
+            self.prepared += 1
+        else:
+            form = work.fill(batch.ids, batch.positions, batch.slots, batch.pool.size, batch.views)
+            if form is None:
+                return None
+        key = _Key(work.queries, form, batch.hidden, tuple(sorted(batch.taps)))
+        if key not in replays:
+            replays[key] = self._record(work, key, batch.pool)
+        return replays[key]
+
     def prepare(self, batch: TokenBatch) -> Ahead | None:
         """What ``model.prepare`` returns: its tables are sent behind the call under way, which reads those before."""
-        ahead = Ahead.of(batch) if batch.pool in self._replays and len(batch.ids) <= self._sizes[-1] else None
+        known = batch.pool in self._replays and not self._replaying
+        ahead = Ahead.of(batch) if known and len(batch.ids) <= self._sizes[-1] else None
         if ahead is not None:
             self._work(len(ahead.slots)).fill(None, ahead.views.positions, ahead.slots, batch.pool.size, ahead.views)
         return ahead
@@ -189,17 +212,17 @@ class Graphs:
             arena = work.arena
             work.clear(pool.size)
             key = _Key(size, Form(masked=False, large=False), hidden, ())
-            found[key] = self._recorder(self._run(work, key, pool))
+            found[key] = self._record(work, key, pool)
         self._replays[pool] = found
         return found
 
-    def _run(self, work: StaticWork, key: _Key, pool: KVPool) -> Run:
-        model = self._model
+    def _record(self, work: StaticWork, key: _Key, pool: KVPool) -> Run:
+        model, views = self._model, work.views(key.form)
+        tables = len(views.plans)
         if self._logits is None and self._owner.has_head:  # one place for all: each result is copied before the next replay
             info = self._owner.info
             self._logits = torch.empty(self.tokens, info.vocab_size, dtype=info.dtype, device=info.device)
         logits = None if self._logits is None else self._logits[: work.queries]
-        views = work.views(key.form)
         tokens = NewTokens(work.ids, work.positions, work.new_slots, views, pool.k_and_dump, pool.v_and_dump, logits)
 
         def run() -> Stages:
@@ -207,7 +230,10 @@ class Graphs:
             assert found is not None
             return found.stages(tokens, key.hidden, key.taps)
 
-        return run
+        replay = self._recorder(run)
+        if any(name[0] == "work" for name in list(views.plans)[tables:]):
+            raise RuntimeError("attention read tables of its own in a recording, whose contents nobody will renew")
+        return replay
 
     @property
     def _owner(self) -> Transformer:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..kernels.attention import choose
+from ..kernels.transfer import numbered
 from .checkpoint import Checkpoint, read_json, safetensors_files
 from .model import Defaults, Model
 from .text import Text
@@ -51,7 +52,7 @@ def load(
     choose(impl)
     name, path = _find(name_or_path, trust_remote_code)
     config = _config(path, trust_remote_code)
-    where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    where = _where(device)
     kind = _dtype(dtype, config, path, where)
     text = _text(path, trust_remote_code)
     defaults = _defaults(path, config, text)
@@ -77,7 +78,7 @@ def load_backbone(
     choose(impl)
     name, path = _find(name_or_path, code=False)
     config = _config(path, code=False)
-    where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    where = _where(device)
     kind = _dtype(dtype, config, path, where)
     text, weights = _text(path, code=False), Checkpoint.open(path)
     tensors = weights.on(where, kind).under(*heads)
@@ -157,6 +158,12 @@ def _config(path: Path, code: bool) -> Any:
     except Exception as e:  # its validators raise types of their own
         raise ValueError(f"{path}/config.json: transformers cannot read it ({_first_line(e)})") from e
     return config
+
+
+def _where(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return numbered(device)
 
 
 def _dtype(asked: str | torch.dtype, config: Any, path: Path, device: torch.device) -> torch.dtype:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..kernels.transfer import numbered
 from ..kernels.views import TREE_LIMIT
 from .graphs import LISTED
 from .model import Model
@@ -107,7 +108,7 @@ def share_out(
     slot_of: Counter[torch.device] = Counter()
     for model in models:
         for spec in model.info.layers:
-            slot_of[_numbered(spec.device)] += spec.kv_heads * (spec.dim + spec.dim_v) * model.info.dtype.itemsize
+            slot_of[numbered(spec.device)] += spec.kv_heads * (spec.dim + spec.dim_v) * model.info.dtype.itemsize
     for device in (device for device in slot_of if device.type == "cuda"):
         slot = slot_of[device]
         free, total = torch.cuda.mem_get_info(device)
@@ -120,11 +121,6 @@ def share_out(
         plans.append(plan)
     slots = min((plan.slots for plan in plans), default=0)
     return tuple(replace(plan, slots=slots) for plan in plans)
-
-
-def _numbered(device: torch.device) -> torch.device:
-    """Without an index it is the current one."""
-    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
 
 
 def _gb(size: int) -> str:

@@ -188,8 +188,9 @@ class Runner:
         """Tokens that may be drafted: each takes one of ``room`` slots, of which feeding needs one, and memory for its logits."""
         most = room - bool(feeding)
         if self.most_logits is not None:
-            running = sum(len(sample.rows) for sample in self.scheduler.running)
-            joining = sum((sample.request.n - 1) * len(sample.rows) for sample in feeding if self._leads_here(sample))
+            samples = self.scheduler.running
+            running = sum(len(sample.rows) for sample in samples)
+            joining = sum((sample.request.n - 1) * len(sample.rows) for sample in samples if self._leads_here(sample))
             most = min(most, self.most_logits - running - min(joining, max(0, self.scheduler.max_rows - running)))
         return max(0, most)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..kernels.attention import attend
 from ..kernels.rotary import Rotary
-from ..kernels.transfer import put
+from ..kernels.transfer import numbered, put
 from ..kernels.write import Norms, rms, write
 from .batch import Ahead, NewTokens, Output, Stages, TokenBatch, walk
 from .checkpoint import Checkpoint
@@ -90,7 +90,7 @@ class Transformer(Model):
                  graphs: bool = True) -> None:  # fmt: skip
         if config.hidden_act != "silu":
             raise ValueError(f"hidden_act={config.hidden_act!r}: this block is gated SiLU; load it with the adapter")
-        self.text, self.impl = text, impl
+        self.text, self.impl, device = text, impl, numbered(device)
         self._write_impl = impl if impl in ("torch", "triton") else "auto"
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads

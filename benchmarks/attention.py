@@ -237,7 +237,7 @@ def timed(call: Call, device: str, repeats: int) -> tuple[list[float], bool]:
     torch.cuda.synchronize()
     graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):  # the first: for when the second breaks off
             kept = call()
         again = graph.replay
     except Exception:  # what reads the device from the host cannot be captured

@@ -51,6 +51,8 @@ STEPS, QUICK_STEPS = 40, 4
 """Timed steps of a cell."""
 WARM = 4
 """Steps before these."""
+NEAR = 0.3
+"""Standard deviations of the logits that rounding may put between two of them. Random ones are some four apart."""
 COMPILED = 8
 """Rows that a static cache is compiled for, at most."""
 
@@ -150,6 +152,18 @@ class Bench:
         self.weights = sum(p.nbytes for p in self.peer.parameters()) - unread
         self.slot = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
 
+    def check(self) -> None:
+        """That ours computes what the peer does: of a few greedy tokens each is among its likeliest. ``AssertionError``."""
+        prompt = np.random.default_rng(0).integers(1, self.model.info.vocab_size, 24).tolist()
+        with ft.Engine(self.model, ft.Autoregressive(), kv_slots=64, prefill_tokens=64, max_rows=1) as engine:
+            [found] = engine.generate(prompt, max_tokens=8, temperature=0, ignore_eos=True, progress=False)
+        ids = torch.tensor([[*prompt, *found.token_ids]], device=self.device)
+        with torch.inference_mode():
+            logits = self.peer(ids[:, :-1]).logits[0, len(prompt) - 1 :].float()
+        behind = (logits.amax(-1) - logits.gather(1, ids[0, len(prompt) :, None])[:, 0]) / logits.std(-1)
+        if not behind.max() < NEAR:
+            raise AssertionError(f"{self.shape}: tokens {behind.tolist()} standard deviations behind those of transformers")
+
     def fits(self, cell: Cell) -> bool:
         if self.device == "cpu":
             return True
@@ -203,6 +217,7 @@ def measure(shape: str, device: str, quick: bool, until: float) -> Iterator[dict
     """A row for each cell and contender; ``problem`` in place of figures says why there are none. ``until``: by perf_counter."""
     copy = 1e9 * copy_speed(device, quick)
     bench = Bench(shape, device, quick)
+    bench.check()
     for cell in cells(quick):
         found: dict[str, float] = {}
         for name, call in bench.contenders(cell).items():

@@ -5,30 +5,37 @@
 #
 # Needs python with torch, transformers, numpy and pytest, and nothing else: no installation, no other package, no
 # network. Results go to $OUT (default ./out), at most eight flat files, appended to and flushed row by row, so that a
-# run cut short leaves what it found: stages.jsonl (the machine, then a row a stage), log.txt, and STAGE.jsonl.
+# run cut short leaves what it found: stages.jsonl (the machine, then a row a stage), log.txt, tests.jsonl, attention.jsonl,
+# decode.jsonl, steps.jsonl. Most telling first: card, steps, attention.
 # --dry-run walks through the stages on the CPU at their smallest, with the packages that are not promised hidden.
 #
 # A new stage is a function below and its name in STAGES; it runs python by `bare`, takes `$device`, minds `$dry`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-STAGES=(tests attention decode steps steps_medium steps_large)
+STAGES=(card tests_kernels tests_backend tests_decoding attention decode steps steps_medium steps_large)
 LIMIT=480 # seconds a stage; what still runs then is stopped, and the stage has failed
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-out}
 
-stage_tests() {
-    local part code failed=0 args
-    for part in kernels backend decoding; do
-        args=("tests/$part" -m "not slow" -q -p no:cacheprovider)
-        # These tests run on the CPU anyway; what the dry run adds is that they do with the few packages promised.
-        if ((dry)) && [[ $part != kernels ]]; then args+=(--collect-only -q); fi
-        code=0
-        bare -m pytest "${args[@]}" | tee "$scratch/part" || code=$?
-        ((code == 0)) || failed=1
-        row tests.jsonl "part=$part" "exit=$code" "summary=$(grep . "$scratch/part" | tail -n 1)"
-    done
+# Those that only a card can pass; then the rest, most of which runs models on whatever device there is.
+stage_card() {
+    local failed=0
+    tests -m gpu tests/kernels tests/backend tests/decoding || failed=1
+    tests tests/backend/test_graphs.py || failed=1
     return "$failed"
+}
+stage_tests_kernels() { tests -m "not slow and not gpu" tests/kernels; }
+stage_tests_backend() { tests -m "not slow and not gpu" tests/backend; }
+stage_tests_decoding() { tests -m "not slow and not gpu" tests/decoding; }
+
+tests() {
+    local code=0 args=("$@" -q -p no:cacheprovider)
+    # They run on the CPU anyway; what the dry run adds is that they do with the few packages promised.
+    if ((dry)) && [[ $* != *" tests/kernels" ]]; then args+=(--collect-only -q); fi
+    bare -m pytest "${args[@]}" | tee "$scratch/part" || code=$?
+    row tests.jsonl "tests=$*" "exit=$code" "summary=$(grep . "$scratch/part" | tail -n 1)"
+    return "$code"
 }
 
 stage_attention() {

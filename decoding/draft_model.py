@@ -23,6 +23,7 @@ from ..backend.kv import Context, KVPool
 from ..backend.model import Model
 from ..backend.prefix import PrefixTree, common
 from ..backend.request import Request, Row
+from ..kernels.transfer import put, read
 from . import noise
 from .sampling import Nodes, Sampler
 from .source import Source
@@ -261,12 +262,13 @@ class DraftModel(Source):
             row = rows[leaf.row]
             stream = noise.stream(row.request.seed, row.sample, noise.Lane.DRAFT, row.index)
             keys.append(noise.mix(stream, len(row.output), len(leaf.path)))  # of this round alone
-        key = torch.from_numpy(np.array(keys, np.uint64).view(np.int64)).to(law.device)
+        key = put(np.array(keys, np.uint64).view(np.int64), law.device)
         noisy, law = law + noise.gumbel(key, torch.arange(law.shape[1], device=law.device)), law.exp()
         for leaf, one in zip(leaves, law.double().cpu().numpy(), strict=True):
             self.laws[leaf.row][leaf.node] = one
         best = noisy.topk(min(fan, noisy.shape[1]), -1).indices
-        return [list(zip(*pair, strict=True)) for pair in zip(best.tolist(), law.gather(1, best).tolist(), strict=True)]
+        ids, shares = (x.tolist() for x in read(best, law.gather(1, best)))
+        return [list(zip(*pair, strict=True)) for pair in zip(ids, shares, strict=True)]
 
     # ---- coming and going -----------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from ..backend.batch import Output
 from ..backend.decoder import Decision, Draft
 from ..backend.model import Model
 from ..backend.request import Row
+from ..kernels.transfer import put
 from ..kernels.views import TREE_LIMIT
 from . import acceptance
 from .acceptance import Accepted, HashCoins
@@ -101,7 +102,7 @@ class Speculative(Speculation):
         ends, kept_ends = [0], [0]
         failed: dict[int, Exception] = {}
         # Without a draft of its own a row has plain decoding's token, whether or not others have drafts.
-        roots = torch.tensor([begin + i for i, begin in enumerate(ptr[:-1])], device=output.logits.device)
+        roots = put([begin + i for i, begin in enumerate(ptr[:-1])], output.logits.device)
         some = any(begin == end for begin, end in pairwise(ptr))
         alone = self._sampler.draw(rows, output.logits[roots]).tokens.tolist() if some else []
         for i, row in enumerate(rows):

@@ -65,13 +65,20 @@ def attend(
     out = q.new_empty(*q.shape[:2], v.shape[2])
     for begin, end, slots in found.chains:
         keys, values = (x.index_select(0, slots).transpose(0, 1)[None] for x in (k, v))
-        bias, queries = causal_lower_right(end - begin, len(slots)), q[begin:end].transpose(0, 1)[None]
-        grouped = q.shape[1] != k.shape[1]
-        result = scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale, enable_gqa=grouped)
-        out[begin:end] = result[0].transpose(0, 1)
+        out[begin:end] = _causal(q[begin:end].transpose(0, 1)[None], keys, values, scale)[0].transpose(0, 1)
     if found.rest is not None and found.queries is not None:
         out.index_copy_(0, found.queries, others(q.index_select(0, found.queries), found.rest))
     return out
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attention of the last queries of a text, [1, heads, queries, dim], to all of it, [1, kv_heads, length, dim]."""
+    if q.is_cuda:  # asked for by name: torch's own choice may be cuDNN, which makes a plan for every length
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        result: Tensor = flash(q, k, v, 0.0, is_causal=True, return_debug_mask=False, scale=scale)[0]
+        return result
+    bias, grouped = causal_lower_right(q.shape[2], k.shape[2]), q.shape[1] != k.shape[1]
+    return scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=grouped)
 
 
 def _split(views: Views, window: int | None, least: int, device: torch.device) -> Split | None:

@@ -98,7 +98,7 @@ class StaticWork:
         for table in self.tables:
             large = table.items.shape[0] - table.few if form.large or not table.few else 0
             count = table.few + large
-            views.plans[work_key(table.window, self.device, table.tiling, self.shape)] = Work(
+            views.plans[work_key(table.window, self.arena.there.device, table.tiling, self.shape)] = Work(
                 items=table.items.of(self.arena.there)[:count],
                 pairs=table.pairs.of(self.arena.there),
                 slots=self._slots.of(self.arena.there),

@@ -13,6 +13,12 @@ import torch
 from torch import Tensor
 
 
+def numbered(device: str | torch.device) -> torch.device:
+    """``device`` as tensors on it name it: "cuda" is the current one."""
+    found = torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if found.type == "cuda" and found.index is None else found
+
+
 def put(values: Tensor | np.ndarray | Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """A host's ``values`` on ``device``; the host does not wait for it."""
     if isinstance(values, np.ndarray):

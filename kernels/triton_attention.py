@@ -6,7 +6,11 @@ queries times the heads that share a KV head, padded to 16. Bytes it moves: ``Wo
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +40,8 @@ def refuses(device: torch.device, dtype: torch.dtype | None = None, dim: int = 1
         return "tensors on a CPU need Triton's interpreter: set TRITON_INTERPRET=1 before anything imports triton"
     if device.type not in ("cpu", "cuda"):
         return f"device {device}: it runs on cuda"
+    if device.type == "cuda" and not INTERPRETED and (lacking := _lacking()) is not None:
+        return f"Triton compiles what launches its kernels, and there is no {lacking}"
     if device.type == "cuda" and (have := torch.cuda.get_device_capability(device)) < (8, 0):
         return f"compute capability {have[0]}.{have[1]}: at least 8.0"
     if dtype is not None and dtype not in DTYPES:
@@ -46,6 +52,15 @@ def refuses(device: torch.device, dtype: torch.dtype | None = None, dim: int = 1
         if not 1 <= size <= WIDEST:
             return f"head size {size}: 1 to {WIDEST}"
     return None
+
+
+@cache
+def _lacking() -> str | None:
+    """What Triton does not find here to compile with; None: nothing."""
+    if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang")))):
+        return "C compiler (CC, gcc, clang)"
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    return None if header.exists() else str(header)
 
 
 @cache

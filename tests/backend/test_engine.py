@@ -404,6 +404,7 @@ def test_engines_of_unlike_models_do_not_mix(llama: Model) -> None:
         assert [ids(c) for c in a] == [ids(one.generate(p, max_tokens=12)) for p in PROMPTS]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU's memory")
 def test_the_pool_is_sized_by_memory_unless_told(llama: Model) -> None:
     with ft.Engine(llama, ft.Autoregressive()) as engine:
         assert engine.pool.size == 64 * llama.info.max_positions

@@ -4,6 +4,7 @@ plain path; and what is recorded when. A recorder that keeps the run, and hands 
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from forethought.backend.graphs import Graphs
 from forethought.backend.kv import Context, KVPool
 from forethought.backend.load import load
 from forethought.backend.transformer import Transformer
-from forethought.kernels import attention
+from forethought.kernels import attention, static
 from forethought.kernels.static import Form
 
 pytestmark = pytest.mark.skipif(
@@ -269,6 +270,48 @@ def test_a_tap_that_fails_spoils_no_other_step(recorded: Callable[..., Transform
         else:
             same(model, batch)
         batch.rollback()
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_what_cannot_be_recorded_runs_all_the_same(after: int, recorded: Callable[..., Transformer]) -> None:
+    """It is said once, and not tried again."""
+    model, card, asked = recorded(), FakeCard(), 0
+
+    def recorder(run: graphs.Run) -> graphs.Run:
+        nonlocal asked
+        asked += 1
+        if asked > after:
+            raise MemoryError("the card is full")
+        return card(run)
+
+    model._graphs = Graphs.of(model, recorder, (1, 2))
+    pool = model.new_pool(60)
+    contexts = start(pool, model, [3, 5])
+    rows = [Row(contexts[0], [5, 6], [-1, 0]), Row(contexts[1], [5, 6])]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for row in 3 * rows:
+            batch = TokenBatch(pool, [row])
+            wanted, found = plainly(model, batch).logits, model.forward(batch).logits
+            torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
+            assert model.prepare(batch) is None
+            batch.rollback()
+    assert [str(x.message) for x in said] == ["decode steps are not recorded from here on: MemoryError: the card is full"]
+    assert asked == after + 1
+
+
+def test_a_recording_reads_the_tables_that_are_renewed(
+    recorded: Callable[..., Transformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where attention looks for its tables under another name it would make its own, of what is there while recording."""
+    model = recorded(sizes=(1,))
+    pool = model.new_pool(20)
+    batch = TokenBatch(pool, [Row(pool.new_context(), [5])])
+    wanted = plainly(model, batch).logits
+    monkeypatch.setattr(static, "work_key", lambda window, device, tiling, shape: ("work", "elsewhere"))
+    with pytest.warns(UserWarning, match="tables of its own"):
+        found = model.forward(batch).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
 
 
 def test_what_no_recording_computes(recorded: Callable[..., Transformer], monkeypatch: pytest.MonkeyPatch) -> None:

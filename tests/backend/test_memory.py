@@ -147,7 +147,8 @@ def test_a_share_is_a_share(share: float, tmp_path: Any) -> None:
 
 
 def test_on_a_cpu_nothing_is_planned(tmp_path: Any) -> None:
-    with ft.Engine(tiny_llama(tmp_path), ft.Autoregressive()) as engine:
+    tiny_llama(tmp_path)
+    with ft.Engine(ft.load(tmp_path, device="cpu"), ft.Autoregressive()) as engine:
         assert engine.memory == ()
         assert engine.pool.size == 64 * 1024
 
@@ -226,6 +227,8 @@ def test_no_step_decides_on_more_than_is_planned_for(on: bool, rows: int, planne
     with ft.Engine(toy, decoder, max_rows=70, prefill_tokens=8) as engine:
         found = all_of(engine, [requests[0], *requests, requests[3] | {"n": 20, "prompts": [8, 9]}])
         assert engine.generate([5], max_tokens=9)[0].cost.drafted > 0
+        for prompt in ([5], [8, 9]):  # of one token, and cached but for one: what leads is not fed
+            all_of(engine, [{"prompts": [9, 9, 9], "max_tokens": 50}, {"prompts": prompt, "n": 69 // rows, "max_tokens": 9}])
     for outs, request in zip(found[1:-1], requests, strict=True):
         prompt, most, seed = request["prompts"], request["max_tokens"], request["seed"]
         assert outs == [slow_generate(toy.rule, prompt, most, seed=seed, sample=k) for k in range(len(outs))]

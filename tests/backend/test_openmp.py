@@ -65,7 +65,7 @@ count()
 
 def test_who_waits_for_an_engine_has_no_workers_and_neither_has_an_idle_engine() -> None:
     program = """
-engine = ft.Engine(ft.load("nano"), ft.Autoregressive(), kv_slots=4096)
+engine = ft.Engine(ft.load("nano", device="cpu"), ft.Autoregressive(), kv_slots=4096)
 prompt = list(range(1, 400))
 engine.generate(prompt, max_tokens=1)
 release_workers()

@@ -90,6 +90,14 @@ def test_each_cell_has_a_static_cache_of_its_own_length(benchmark_steps: ModuleT
     assert lengths[-1] == 32
 
 
+def test_steps_of_another_model_are_not_measured(benchmark_steps: ModuleType) -> None:
+    bench = benchmark_steps.Bench("0.6B", "cpu", True)
+    bench.check()
+    bench.model._norm = -bench.model._norm
+    with pytest.raises(AssertionError, match=r"0\.6B: tokens .* behind those of transformers"):
+        bench.check()
+
+
 def test_a_contender_that_fails_costs_its_own_row_alone(benchmark_steps: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, static: bool) -> list[float]:
         if static:

@@ -43,7 +43,8 @@ def attend(q, k, v, views, **options):
 @dtypes
 @pytest.mark.parametrize("dim", [32, 64, 80, 128, 256])
 def test_random_views(write, dense, dtype, dim):
-    for seed in range(20):
+    # Each view is a kernel of its own or two for Triton, which takes a second to compile one.
+    for seed in range(20 if IMPLEMENTATION == "cuda" else 3):
         rng = np.random.default_rng(seed)
         shape = {"kv_heads": int(rng.integers(1, 3)), "shared": int(rng.choice([1, 2, 4, 8])), "dim": dim, "seed": seed}
         options = {

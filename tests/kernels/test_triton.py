@@ -1,4 +1,4 @@
-"""The Triton twin equals dense masked softmax in float64: in Triton's interpreter here, on a card in ``test_triton_gpu.py``."""
+"""The Triton twin equals dense masked softmax in float64: in Triton's interpreter here, on a card in ``test_card.py``."""
 
 from __future__ import annotations
 
@@ -205,3 +205,21 @@ def test_what_is_not_supported_is_named(write, change, message):
     rotary = change.get("rotary", Rotary(torch.ones(2)))
     with pytest.raises(ValueError, match=message):
         attend(torch.zeros(1, 2, dim, dtype=dtype), k, v, views, scale=1.0, rotary=rotary, impl="triton")
+
+
+def test_what_triton_compiles_with(monkeypatch, tmp_path):
+    """Asked for before anything else of a card: a launch without it would raise."""
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(triton_attention, "INTERPRETED", False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(triton_attention.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    for lacking, cc in (("C compiler", ""), ("Python.h", str(compiler))):
+        monkeypatch.setenv("CC", cc)
+        triton_attention._lacking.cache_clear()
+        assert lacking in triton_attention.refuses(torch.device("cuda", 0))
+    (tmp_path / "Python.h").touch()
+    triton_attention._lacking.cache_clear()
+    assert triton_attention._lacking() is None
+    triton_attention._lacking.cache_clear()
