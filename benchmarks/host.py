@@ -88,7 +88,7 @@ class Bench:
         graphs = Graphs.of(model, self.card)
         assert graphs is not None
         model._graphs = self.graphs = graphs
-        model.impl = "torch"  # prompts are read for real, and not by an interpreter
+        model.impl = model._write_impl = "torch"  # prompts are read for real, and not by an interpreter
         self.ahead: list[float] = []
         self._prepare = model.prepare
 
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows, contexts = ([int(x) for x in text.split(",")] for text in (options.rows, options.contexts))
     steps, repeats = options.steps, options.repeats
     if options.quick:
-        rows, contexts, steps, repeats = [1, 3], [40], 4, 1
+        rows, contexts, steps, repeats = [1, 3], [20], 4, 1
     about, bench = machine("cpu"), Bench()
     print(f"{'rows':>4} {'context':>7} {'':8} {'us between (range)':>18} {'ahead':>8} {'whole':>8}")
     for context in contexts:
