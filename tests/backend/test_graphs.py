@@ -296,7 +296,8 @@ def test_what_cannot_be_recorded_runs_all_the_same(after: int, recorded: Callabl
             torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
             assert model.prepare(batch) is None
             batch.rollback()
-    assert [str(x.message) for x in said] == ["decode steps are not recorded from here on: MemoryError: the card is full"]
+    ours = [str(x.message) for x in said if x.category is UserWarning]
+    assert ours == ["decode steps are not recorded from here on: MemoryError: the card is full"]
     assert asked == after + 1
 
 
