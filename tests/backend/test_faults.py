@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,15 @@ def test_closing_cancels_what_runs_and_what_waits() -> None:
 # ---- Ctrl-C --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """A shell's background jobs, and all they start, do not hear of Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_returns_what_there_is() -> None:
     toy = toy_model()
 
@@ -188,6 +197,7 @@ def test_ctrl_c_returns_what_there_is() -> None:
         assert engine.generate([1], max_tokens=5)[0].finish_reason == "length"
 
 
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_in_a_stream_ends_the_stream() -> None:
     toy = toy_model()
 
