@@ -55,14 +55,14 @@ class _Step:
 class Runner:
     """Everything of an engine that lives on its thread: the pool, who uses it, and the bill.
 
-    ``most_logits``: most tokens that a step decides on, drafted ones included, for want of memory; None: any number.
+    ``most_decided``: most tokens that a step decides on, drafted ones included, for want of memory; None: any number.
     """
 
     def __init__(
-        self, model: Model, decoder: Decoder, pool: KVPool, prefill_tokens: int, max_rows: int, most_logits: int | None = None
+        self, model: Model, decoder: Decoder, pool: KVPool, prefill_tokens: int, max_rows: int, most_decided: int | None = None
     ) -> None:
         self.model, self.decoder, self.pool, self.prefill_tokens = model, decoder, pool, prefill_tokens
-        self.most_logits = most_logits
+        self.most_decided = most_decided
         self.tree = PrefixTree(pool)
         self.scheduler = Scheduler(pool, self.tree, decoder, max_rows, lambda sample, error: self.finish(sample, "error", error))
         self.usage = Usage(max_rows)
@@ -187,11 +187,11 @@ class Runner:
     def _draftable(self, room: int, feeding: list[Sample]) -> int:
         """Tokens that may be drafted: each takes one of ``room`` slots, of which feeding needs one, and memory for its logits."""
         most = room - bool(feeding)
-        if self.most_logits is not None:
+        if self.most_decided is not None:
             samples = self.scheduler.running
             running = sum(len(sample.rows) for sample in samples)
             joining = sum((sample.request.n - 1) * len(sample.rows) for sample in samples if self._leads_here(sample))
-            most = min(most, self.most_logits - running - min(joining, max(0, self.scheduler.max_rows - running)))
+            most = min(most, self.most_decided - running - joining)
         return max(0, most)
 
     def _leads_here(self, sample: Sample) -> bool:

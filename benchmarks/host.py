@@ -11,8 +11,8 @@ between  from the decision about a step, all its tokens read, to the launch of t
 ahead    what is made ready for the next step while the device computes the present one
 whole    from launch to launch
 
-"ahead" is what the engine does; "at once" is the same engine when nothing is made ready beforehand. They take turns; medians
-over all steps of all repeats, ranges are of the repeats' medians. Not measured: launches, transfers, sampling.
+"ahead" is what the engine does; "at once" is the same engine when nothing is made ready beforehand. They take turns. Of
+each repeat the median over its steps; of these the median and the range. Not measured: launches, transfers, sampling.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ import numpy as np
 import torch
 import transformers
 from decode import machine
+from decode_steps import Clocked
 
 import forethought as ft
 from forethought.backend.batch import Output, Stages, TokenBatch
-from forethought.backend.decoder import Decision, Draft
 from forethought.backend.graphs import Graphs, Run
-from forethought.backend.request import Row
 from forethought.backend.transformer import Transformer
 
 LLAMA = {
@@ -60,19 +59,6 @@ class Nothing:
             yield  # a replay that never stops
 
         return replay
-
-
-class Clocked(ft.Autoregressive):
-    """Plain decoding that notes when each step was decided."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.decided: list[float] = []
-
-    def decide(self, rows: Sequence[Row], draft: Draft | None, output: Output) -> Decision:
-        decision = super().decide(rows, draft, output)
-        self.decided.append(time.perf_counter())
-        return decision
 
 
 class Bench:
@@ -103,7 +89,7 @@ class Bench:
             self.graphs.replayed, self.graphs.prepared = 0, 0
             engine.generate(prompts, max_tokens=tokens, temperature=0, ignore_eos=True, progress=False)
         launched = self.card.launched[-steps:]
-        decided = decoder.decided[-steps - 1 : -1]
+        decided = [moment for _, _, moment in decoder.times[-steps - 1 : -1]]
         between = [start - end for start, end in zip(launched, decided, strict=True)]
         if (self.graphs.prepared > 0) != prepared or self.graphs.replayed < len(launched):
             raise AssertionError(f"{self.graphs.replayed} steps replayed, {self.graphs.prepared} of them made ready beforehand")

@@ -62,7 +62,7 @@ class StaticWork:
         self, queries: int, slots: int, windows: Iterable[int | None], shape: Shape, tiling: Tiling, device: torch.device,
         arena: Arena | None = None,
     ) -> None:  # fmt: skip
-        self.queries, self.shape, self.device, self.most_slots = queries, shape, device, slots
+        self.queries, self.shape, self.most_slots = queries, shape, slots
         self._end = 0
         self.tokens = self._region(2 * 4, queries)
         """[4, T] int64 ids, positions, slots and ancestor words."""

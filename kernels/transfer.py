@@ -14,9 +14,11 @@ from torch import Tensor
 
 
 def numbered(device: str | torch.device) -> torch.device:
-    """``device`` as tensors on it name it: "cuda" is the current one."""
+    """``device`` as tensors on it name it: "cuda" with a number, by default the current one's, "cpu" without."""
     found = torch.device(device)
-    return torch.device("cuda", torch.cuda.current_device()) if found.type == "cuda" and found.index is None else found
+    if found == torch.device("cuda"):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu") if found.type == "cpu" else found
 
 
 def put(values: Tensor | np.ndarray | Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

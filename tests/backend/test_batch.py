@@ -218,6 +218,13 @@ def copied(pool: KVPool, c: Context) -> None:
     c.rebase(0)
 
 
+def grown(pool: KVPool, c: Context) -> None:
+    """By a token in another slot than it would have had, which is free again."""
+    held = pool.allocate(3)
+    TokenBatch(pool, [Row(c, [4])]).commit()
+    pool.release(held)
+
+
 EVENTS: dict[str, Callable[[KVPool, Contexts], list[Row] | None]] = {
     "nothing": lambda pool, c: None,
     "other ids": lambda pool, c: [Row(x, [1 + i]) for i, x in enumerate(c)],
@@ -233,6 +240,7 @@ EVENTS: dict[str, Callable[[KVPool, Contexts], list[Row] | None]] = {
     "slots in another order": lambda pool, c: [filled(pool, 1), filled(pool, 1)][0].release(),
     "come and gone": lambda pool, c: filled(pool, 1).release(),
     "longer": lambda pool, c: TokenBatch(pool, [Row(c[1], [4])]).commit(),
+    "longer, elsewhere": lambda pool, c: grown(pool, c[1]),
     "shorter": lambda pool, c: c[1].truncate(c[1].size - 1) and None,
     "again": lambda pool, c: again(pool, c[1]),
     "replaced": lambda pool, c: replaced(pool, c[1]),
@@ -279,20 +287,16 @@ def test_a_call_after_one_of_which_not_all_stayed(pool: KVPool) -> None:
     assert batch.views.slot_ptr.tolist() == [0, 4, 8]
 
 
-@pytest.mark.parametrize("retried", ["the same call", "elsewhere"])
-def test_a_call_after_one_that_was_tried_again(retried: str, pool: KVPool) -> None:
+@pytest.mark.parametrize("end", [TokenBatch.rollback, lambda batch: batch.commit([[]] * len(batch.rows))])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_call_after_one_that_was_made_again(end: Callable[[TokenBatch], None], elsewhere: bool, pool: KVPool) -> None:
     """Slots given back come out in another order, positions need not be the same: sizes and free slots tell neither."""
-    contexts = [filled(pool, 3), filled(pool, 2)]
-    rows = [Row(c, [7]) for c in contexts]
-    if retried == "elsewhere":
-        rows = [Row(contexts[0], [7])]
-    first = TokenBatch(pool, rows)
+    contexts = [filled(pool, 3)] if elsewhere else [filled(pool, 3), filled(pool, 2)]
+    first = TokenBatch(pool, [Row(c, [7]) for c in contexts])
     ahead = Ahead.of(first)
-    first.rollback()
-    if retried == "elsewhere":
-        rows = [Row(contexts[0], [7], positions=np.array([50]))]
-    TokenBatch(pool, rows).commit()
-    rows = [Row(row.context, [9]) for row in rows]
+    end(first)
+    TokenBatch(pool, [Row(c, [7], positions=np.array([50]) if elsewhere else None) for c in contexts]).commit()
+    rows = [Row(c, [9]) for c in contexts]
     wanted = TokenBatch(*deepcopy((pool, rows)))
     found = TokenBatch(pool, rows, ahead=ahead)
     assert found.positions.tolist() == wanted.positions.tolist()

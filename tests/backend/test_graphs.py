@@ -301,6 +301,17 @@ def test_what_cannot_be_recorded_runs_all_the_same(after: int, recorded: Callabl
     assert asked == after + 1
 
 
+def test_a_device_by_another_name(checkpoint: Callable[..., Path]) -> None:
+    """Tensors on "cpu:0" say "cpu", as those on "cuda" say "cuda:0": tables are found by what tensors say."""
+    model = load(checkpoint("qwen3"), impl="triton", dtype="float32", device="cuda" if torch.cuda.is_available() else "cpu:0")
+    assert isinstance(model, Transformer)
+    assert model.info.device == model.embed(torch.tensor([1], device=model.info.device)).device
+    model._graphs = Graphs.of(model, None if torch.cuda.is_available() else FakeCard(), (1, 2))
+    pool = model.new_pool(60)
+    [context] = start(pool, model, [9])
+    same(model, TokenBatch(pool, [Row(context, [5])]))
+
+
 def test_a_recording_reads_the_tables_that_are_renewed(
     recorded: Callable[..., Transformer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
