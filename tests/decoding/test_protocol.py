@@ -176,7 +176,7 @@ class Matching(ft.Decoder):
     def _target(row: Row, ahead: list[int], logits: Tensor) -> int:
         output = [*row.output, *ahead]
         scores = process(logits[None], [row.request.sampling], [row.prompt], [output])[0]
-        stream = noise.stream(row.request.seed, row.sample, noise.Lane.TARGET)
+        stream = noise.stream(row.request.noise_seed, row.sample, noise.Lane.TARGET)
         key = noise.keys(np.array([stream], np.uint64), np.array([len(output)], np.uint64))
         return int((scores + noise.gumbel(key, torch.arange(len(scores)))[0]).argmax())
 
