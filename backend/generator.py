@@ -44,8 +44,11 @@ class Generator(ABC):
     else all the room there is); ``min_tokens``; ``stop``: strings and token ids, beside the checkpoint's own end tokens unless
     ``ignore_eos``; ``include_stop`` leaves the stop in the text; ``logprobs``: "raw" (of the model) or "processed" (of what was
     sampled from); ``certainty``: whether to say how certain the model was at each token; ``seed``: None draws one, and the
-    completion records it; a text follows from the seed, its prompt's ids and its number alone; ``first``: number of the first sample, so that the samples of one seed can be drawn in several calls;
+    completion records it; ``first``: number of the first sample, so that the samples of one seed can be drawn in several calls;
     and the fields of :class:`Sampling`.
+
+    Randomness follows from the seed, the prompt's token ids and the sample's number: with one seed many prompts get noise of
+    their own each, and a prompt's texts are the same whatever else is asked in the call.
     """
 
     @abstractmethod

@@ -145,7 +145,7 @@ def _unfiltered(
 def _all(scaled: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64], count: int) -> tuple[Ints, Floats]:
     """The best ``count`` tokens with noise for every one, and their scores."""
     everything = torch.arange(scaled.shape[1])
-    perturbed = scaled + noise.gumbel(torch.from_numpy(keys.view(np.int64)), everything).numpy()
+    perturbed = scaled.astype(np.float64) + noise.gumbel(torch.from_numpy(keys.view(np.int64)), everything).numpy()
     tokens = largest(perturbed, min(count, scaled.shape[1]))
     scores = np.take_along_axis(scaled, tokens, 1).astype(np.float64)
     short = ((0, 0), (0, count - tokens.shape[1]))
@@ -163,10 +163,10 @@ def _contenders(scaled: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64], c
         if len(some) < count:
             some = np.argpartition(-mine, probes)[:probes]
         hashes = noise.hashes(key, everything)
-        probed = np.sort(mine[some] + noise.gumbel_of(hashes[some]))[-count]
+        probed = np.sort(mine[some].astype(np.float64) + noise.gumbel_of(hashes[some]))[-count]
         low, high = noise.fewer_than(np.array([probed, probed + DEPTHS[0]]))
         can = np.flatnonzero((hashes < high) | (near & (hashes < low)))
-        perturbed = mine[can] + noise.gumbel_of(hashes[can])
+        perturbed = mine[can].astype(np.float64) + noise.gumbel_of(hashes[can])
         tokens[row] = can[largest(perturbed[None], count)[0]]
         scores[row] = mine[tokens[row]]
     return tokens, scores
@@ -282,7 +282,8 @@ def largest(table: npt.NDArray[Any], count: int) -> Ints:
     if table.shape[1] > 4 * count:
         some = np.sort(np.argpartition(-table, count, axis=1)[:, : count + 1], axis=1)
         return np.take_along_axis(some, largest(np.take_along_axis(table, some, 1), count), 1)
-    return np.argsort(-table, axis=1, kind="stable")[:, :count]
+    order: Ints = np.argsort(-table, axis=1, kind="stable")[:, :count]
+    return order
 
 
 def _join(parts: Sequence[Entries]) -> Entries:
