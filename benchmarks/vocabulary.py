@@ -3,7 +3,7 @@
     python benchmarks/vocabulary.py [--model DIR [--dtype bfloat16]] [--rows 1,16,64] [--repeats 7] [--json FILE] [--quick]
 
 draw   milliseconds from logits [rows, vocabulary] to tokens: ours (``decoding/sampling.py``) and transformers' own (its warpers
-       for these settings, softmax, multinomial). Zipf's law with exponent 1.5 over shuffled tokens: half the mass on 2, 95 % on 240
+       for these settings, softmax, multinomial). Zipf's law of exponent 1.5 over shuffled tokens: half the mass on 2, 95 % on 240
 step   only with ``--model``: 16 samples of one prompt, 48 tokens each, by an engine; sampled as a ratio of greedy, in turns
 
 Contenders take turns; medians over the repeats, ranges of the ratios. Settings: "nucleus" is temperature 0.8 and top-p 0.95,

@@ -50,33 +50,24 @@ class Entries:
         return np.searchsorted(self.rows, np.arange(rows + 1))
 
 
-@dataclass(slots=True)
 class Settings:
-    """Filters and temperatures of rows, each [N]."""
+    """Filters and temperatures of rows, each an array [N]."""
 
-    temperature: Floats
-    top_k: Ints
-    top_p: Floats
-    depth: Floats
-    """How far below the best min-p lets a token be."""
+    def __init__(self, temperature: Floats, top_k: Ints, top_p: Floats, min_p: Floats) -> None:
+        """``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off."""
+        self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
+        self.kind = np.where(top_p < 1, _NUCLEUS, np.where((top_k > 0) | (min_p > 0), _CUT, _FREE))
 
     @classmethod
-    def of(cls, sampling: Sequence[Sampling], vocabulary: int) -> Settings:
-        """Of rows that are not greedy."""
-        with np.errstate(divide="ignore"):
-            return cls(
-                np.array([s.temperature for s in sampling]),
-                np.array([min(s.top_k, vocabulary) or vocabulary for s in sampling]),
-                np.array([s.top_p for s in sampling]),
-                -np.log([s.min_p for s in sampling]),
-            )
+    def of(cls, sampling: Sequence[Sampling], temperature: float | None = None) -> Settings:
+        """``temperature``: one for all in place of their own."""
+        return cls(
+            np.array([s.temperature if temperature is None else temperature for s in sampling]),
+            np.array([s.top_k for s in sampling]), np.array([s.top_p for s in sampling]), np.array([s.min_p for s in sampling]),
+        )  # fmt: skip
 
     def __getitem__(self, rows: slice | Ints) -> Settings:
-        return Settings(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.depth[rows])
-
-    def filtered(self, vocabulary: int) -> npt.NDArray[np.bool_]:
-        """[N]: which rows have a filter."""
-        return (self.top_k < vocabulary) | (self.top_p < 1) | (self.depth < np.inf)
+        return Settings(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_p[rows])
 
 
 def kept(table: npt.NDArray[np.float32], settings: Settings) -> Entries:
@@ -97,21 +88,20 @@ def log_total(table: npt.NDArray[np.float32]) -> Floats:
 
 
 def draw(
-    table: npt.NDArray[np.float32], sampling: Sequence[Sampling], keys: npt.NDArray[np.uint64], count: int = 1
+    table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[np.uint64], count: int = 1
 ) -> tuple[Ints, Floats]:
     """The ``count`` tokens of each row of ``table`` [N, vocabulary] that do best under the noise of its key, best first.
 
     Returns tokens [N, count] and log-probabilities [N, count] of what they are drawn from; where a filter leaves fewer, token 0
     with log-probability minus infinity. Rows are not greedy and have a largest finite score.
     """
-    vocabulary = table.shape[1]
-    settings = Settings.of(sampling, vocabulary)
-    filtered = settings.filtered(vocabulary)
+    first = settings.kind[0]
+    if (settings.kind == first).all():
+        return _WAYS[first](table, settings, keys, count)
     tokens, logprobs = np.empty((len(table), count), np.int64), np.empty((len(table), count))
-    for group, way in ((np.flatnonzero(filtered), _left), (np.flatnonzero(~filtered), _unfiltered)):
-        if len(group):
-            mine = table if len(group) == len(table) else table[group]
-            tokens[group], logprobs[group] = way(mine, settings[group], keys[group], count)
+    for kind in np.unique(settings.kind):
+        rows = np.flatnonzero(settings.kind == kind)
+        tokens[rows], logprobs[rows] = _WAYS[kind](table[rows], settings[rows], keys[rows], count)
     return tokens, logprobs
 
 
@@ -135,21 +125,27 @@ def _unfiltered(
 ) -> tuple[Ints, Floats]:
     """As :func:`draw`, for rows without filters."""
     contenders = _all if table.shape[1] <= SMALL else _contenders
-    parts = []
+    tokens, logprobs = np.zeros((len(table), count), np.int64), np.full((len(table), count), -np.inf)
+    some = min(count, table.shape[1])
     for scaled, _, begin in _blocks(table, settings):
-        tokens, scores = contenders(scaled, keys[begin : begin + len(scaled)], count)
-        parts.append((tokens, scores - np.log(np.exp(scaled).sum(1, keepdims=True), dtype=np.float64)))
-    return np.concatenate([tokens for tokens, _ in parts]), np.concatenate([logprobs for _, logprobs in parts])
+        rows = slice(begin, begin + len(scaled))
+        tokens[rows, :some], scores = contenders(scaled, keys[rows], some)
+        logprobs[rows, :some] = scores - np.log(np.exp(scaled).sum(1, keepdims=True), dtype=np.float64)
+    return tokens, logprobs
+
+
+_FREE, _CUT, _NUCLEUS = 0, 1, 2
+_WAYS = {_FREE: _unfiltered, _CUT: _left, _NUCLEUS: _left}
+"""What draws from rows without filters, with others than top-p, with top-p: each kind by itself, so that a sum over a row is
+always taken in the same order."""
 
 
 def _all(scaled: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64], count: int) -> tuple[Ints, Floats]:
     """The best ``count`` tokens with noise for every one, and their scores."""
     everything = torch.arange(scaled.shape[1])
-    perturbed = scaled.astype(np.float64) + noise.gumbel(torch.from_numpy(keys.view(np.int64)), everything).numpy()
-    tokens = largest(perturbed, min(count, scaled.shape[1]))
-    scores = np.take_along_axis(scaled, tokens, 1).astype(np.float64)
-    short = ((0, 0), (0, count - tokens.shape[1]))
-    return np.pad(tokens, short), np.pad(scores, short, constant_values=-np.inf)
+    perturbed = noise.gumbel(torch.from_numpy(keys.view(np.int64)), everything).numpy() + scaled.astype(np.float64)
+    tokens = largest(perturbed, count)
+    return tokens, scaled[np.arange(len(scaled))[:, None], tokens].astype(np.float64)
 
 
 def _contenders(scaled: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64], count: int) -> tuple[Ints, Floats]:
@@ -178,16 +174,16 @@ def _blocks(table: npt.NDArray[np.float32], settings: Settings) -> Iterator[tupl
     for begin in range(0, len(table), step):
         block = table[begin : begin + step]
         scaled = block - block.max(1, keepdims=True)
-        part = settings[slice(begin, begin + step)]
+        part = settings if step >= len(table) else settings[slice(begin, begin + step)]
         with np.errstate(over="ignore"):  # minus infinity is as good
             scaled *= (1 / part.temperature).astype(np.float32)[:, None]
         yield scaled, part, begin
 
 
 def _kept(scaled: npt.NDArray[np.float32], settings: Settings, begin: int) -> Entries:
-    vocabulary = scaled.shape[1]
-    floor = -settings.depth
-    few = settings.top_k < vocabulary
+    with np.errstate(divide="ignore"):
+        floor = np.log(settings.min_p)
+    few = (settings.top_k > 0) & (settings.top_k < scaled.shape[1])
     for k in np.unique(settings.top_k[few]):
         rows = np.flatnonzero(settings.top_k == k)
         floor[rows] = np.maximum(floor[rows], _edge(scaled[rows], int(k)))
@@ -278,12 +274,13 @@ def _padded(entries: Entries, bounds: Ints, values: npt.NDArray[Any], least: int
 def largest(table: npt.NDArray[Any], count: int) -> Ints:
     """Where in each row of ``table`` the ``count`` largest are, best first."""
     if count == 1:
-        return table.argmax(1)[:, None]
+        best: Ints = table.argmax(1)
+        return best[:, None]
     if table.shape[1] > 4 * count:
         some = np.sort(np.argpartition(-table, count, axis=1)[:, : count + 1], axis=1)
         return np.take_along_axis(some, largest(np.take_along_axis(table, some, 1), count), 1)
-    order: Ints = np.argsort(-table, axis=1, kind="stable")[:, :count]
-    return order
+    order: Ints = np.argsort(-table, axis=1, kind="stable")
+    return order[:, :count]
 
 
 def _join(parts: Sequence[Entries]) -> Entries:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
@@ -90,12 +90,11 @@ def filter_scores(scores: Tensor, sampling: Sequence[Sampling]) -> Tensor:
     if not scores.is_cpu:
         return sort_and_filter(scores, sampling)
     table = scores.numpy()
-    settings = candidates.Settings.of(sampling, table.shape[1])
-    some = np.flatnonzero(settings.filtered(table.shape[1]) & np.isfinite(table.max(1)))
+    settings = candidates.Settings.of(sampling, temperature=1.0)
+    some = np.flatnonzero((settings.kind > 0) & np.isfinite(table.max(1)))
     if not len(some):
         return scores
-    settings = replace(settings[some], temperature=np.ones(len(some)))
-    left = candidates.kept(table[some], settings)
+    left = candidates.kept(table[some], settings[some])
     filtered = table.copy()
     filtered[some] = -np.inf
     rows = some[left.rows]
@@ -211,6 +210,7 @@ class Sampler:
     def __init__(self) -> None:
         self._rows: list[Row] = []
         self._sampling: list[Sampling] = []
+        self._settings = candidates.Settings.of([])
         self._streams = np.empty(0, np.uint64)
         self._edits = False
         """Whether some row's logits are not used as they are."""
@@ -253,12 +253,15 @@ class Sampler:
         if starved or self._edits:
             scores = self._edited(rows, logits, nodes, starved)
             chosen, tokens = _best(scores)
-        processed = np.zeros(len(scores))
+        processed = None
         if not self._greedy:
             places = self._sampled(nodes, best if chosen is None else chosen)
             found, law = self._draw_at(rows, scores, nodes, places, 1)
-            tokens[places], processed[places] = torch.from_numpy(found[:, 0]), law[:, 0]
-        return best, chosen, tokens, self._logprobs(logits, torch.from_numpy(processed), tokens, nodes)
+            tokens[places] = torch.from_numpy(found[:, 0])
+            if self._asked:
+                processed = torch.zeros(len(scores), dtype=torch.float64)
+                processed[places] = torch.from_numpy(law[:, 0])
+        return best, chosen, tokens, self._logprobs(logits, processed, tokens, nodes)
 
     def _draw_on_device(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None, starved: bool) -> _Choice:
         """The same without a look at the numbers, which would be to wait for them."""
@@ -272,7 +275,7 @@ class Sampler:
 
     def _sampled(self, nodes: Nodes | None, best: list[float] | Tensor) -> np.ndarray:
         """The places [N] that are not greedy and can be drawn at: ``best`` are their largest scores."""
-        warm = np.array([s.temperature > 0 for s in self._sampling])
+        warm = self._settings.temperature > 0
         return np.flatnonzero((warm if nodes is None else warm[nodes.owner]) & np.isfinite(np.asarray(best)))
 
     def _draw_at(self, rows: Sequence[Row], scores: Tensor, nodes: Nodes | None, places: np.ndarray, count: int
@@ -281,10 +284,11 @@ class Sampler:
         if not len(places):
             return np.empty((0, count), np.int64), np.empty((0, count))
         table = scores.numpy()
-        owner = places if nodes is None else np.array(nodes.owner)[places]
-        sampling = [self._sampling[r] for r in owner.tolist()]
-        keys = self._keys(rows, nodes).numpy().view(np.uint64)[places]
-        return candidates.draw(table if len(places) == len(table) else table[places], sampling, keys, count)
+        keys = self._keys(rows, nodes).numpy().view(np.uint64)
+        settings = self._settings if nodes is None else self._settings[np.array(nodes.owner)]
+        if len(places) < len(table):
+            table, settings, keys = table[places], settings[places], keys[places]
+        return candidates.draw(table, settings, keys, count)
 
     def process(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None = None, starved: bool = True) -> Tensor:
         """The log-probabilities [N, vocabulary] that tokens are drawn from at each node."""
@@ -337,6 +341,7 @@ class Sampler:
             return
         self._rows = list(rows)
         self._sampling = [row.request.sampling for row in rows]
+        self._settings = candidates.Settings.of(self._sampling)
         self._edits = any(s.edits_logits for s in self._sampling)
         self._greedy = all(s.temperature == 0 for s in self._sampling)
         self._fewest = max(row.request.min_tokens for row in rows)
