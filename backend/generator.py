@@ -46,6 +46,9 @@ class Generator(ABC):
     sampled from); ``certainty``: whether to say how certain the model was at each token; ``seed``: None draws one, and the
     completion records it; ``first``: number of the first sample, so that the samples of one seed can be drawn in several calls;
     and the fields of :class:`Sampling`.
+
+    Randomness follows from the seed, the prompt's token ids and the sample's number: with one seed many prompts get noise of
+    their own each, and a prompt's texts are the same whatever else is asked in the call.
     """
 
     @abstractmethod

@@ -107,6 +107,8 @@ class Request:
     seed: int
     first: int = 0
     """Number of the first sample: with the same seed, a sample of one number is the same text whoever asks for it."""
+    noise_seed: int = field(init=False)
+    """What its noise is made from: a hash of ``seed`` and the prompt, so that unlike prompts of one seed have unlike noise."""
     certainty: bool = False
     """Whether its completions say how certain the model was at each token."""
     sink: Callable[[Piece], None] | None = None
@@ -135,6 +137,8 @@ class Request:
             raise ValueError(f"logprobs={self.logprobs!r}: None, 'raw' (of the model) or 'processed' (what was sampled from)")
         if not isinstance(self.certainty, bool):
             raise TypeError(f"certainty={self.certainty!r}: True or False, not {type(self.certainty).__name__}")
+        line = ",".join(map(str, (self.seed, *self.prompt)))
+        self.noise_seed = int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "big")
 
 
 def check_ids(ids: Iterable[int], vocabulary: int, what: str) -> None:
