@@ -232,4 +232,3 @@ def _briefly(value: Any) -> str:
     short.maxlist = short.maxdict = short.maxlevel = 20
     short.maxstring = short.maxother = short.maxlong = 200
     return short.repr(value)[:200]
-

@@ -153,7 +153,9 @@ def _quotes(line: str, inside: str, marker: str) -> tuple[str, int | None]:
 
 def _block(lines: Sequence[str], fence: _Fence, other: Sequence[str] | None = None) -> Block:
     python = fence.language in _PYTHON or fence.language.startswith(("python", "py3"))
-    code = [] if fence.language == fence.info.lower() or not re.match(r"(?:def|class|import|from)\b", fence.info) else [fence.info]
+    code = (
+        [] if fence.language == fence.info.lower() or not re.match(r"(?:def|class|import|from)\b", fence.info) else [fence.info]
+    )
     kept = "\n".join([*code, *(_without_margin(line, fence) for line in lines)])
     naive = None if other is None else "\n".join(_without_margin(line, fence) for line in other)
     return Block(kept, python or bool(code), naive)

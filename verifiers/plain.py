@@ -1,6 +1,6 @@
-"""Plain Python data as JSON and back, tuples, sets, views of dicts, fractions, decimals, bytes, big integers and keys of any kind
-included, and when two are the same. Objects with behaviour do not pass: what they say about themselves is worth nothing. Stands alone: the harness loads it
-by path.
+"""Plain Python data as JSON and back, and when two are the same: tuples, sets, views of dicts, fractions, decimals, bytes, big
+integers and keys of any kind included. Objects with behaviour do not pass: what they say about themselves is worth nothing.
+Stands alone: the harness loads it by path.
 """
 
 from __future__ import annotations

@@ -69,10 +69,11 @@ def watch(
         finally:
             os.close(write)
         start = time.monotonic()
-        assert process.stdin and process.stdout and process.stderr
+        limits = {pipe.fileno(): output_bytes for pipe in (process.stdout, process.stderr) if pipe}
+        limits[read] = channel_bytes
         for pipe in (process.stdin, process.stdout, process.stderr):
-            stack.callback(pipe.close)
-        limits = {process.stdout.fileno(): output_bytes, process.stderr.fileno(): output_bytes, read: channel_bytes}
+            if pipe:
+                stack.callback(pipe.close)
         outputs = {descriptor: bytearray() for descriptor in limits}
         try:
             cut = _pump(process, data, outputs, limits, start + seconds, folder, folder_bytes)

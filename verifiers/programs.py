@@ -17,7 +17,9 @@ _AT_MARGIN = re.compile(r"^(?=[^\s#)\]}])", re.M)
 _WORDS = "def class async import from if for while try with else elif except finally print return assert raise global del".split()
 _PROSE = re.compile(rf"^(?!(?:{'|'.join(_WORDS)})\b)[A-Za-z]\w*[ \t]+\w", re.M)
 _LIKE_CODE = re.compile(r"^[ \t]*(?:(?:return|for|while|if|print|yield|raise|pass)\b|\w+(?:\[[^]\n]*])?[ \t]*=|\w[\w.]*\()", re.M)
-_MADE = re.compile(r"^(?:(?:async[ \t]+)?def[ \t]+(\w+)|class[ \t]+(\w+)|([A-Z][A-Z0-9_]*)[ \t]*(?::[^=\n]+)?=|(?:import|from)[ \t]+(.*))", re.M)
+_MADE = re.compile(
+    r"^(?:(?:async[ \t]+)?def[ \t]+(\w+)|class[ \t]+(\w+)|([A-Z][A-Z0-9_]*)[ \t]*(?::[^=\n]+)?=|(?:import|from)[ \t]+(.*))", re.M
+)
 _NAME = re.compile(r"[^\W\d]\w*")
 _TYPED = str.maketrans(
     {**dict.fromkeys("\u00a0\u2002\u2003\u2007\u2009\u202f\u3000", " "), **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", ""),

@@ -213,7 +213,14 @@ def _prefixes(python: str) -> list[str]:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    return {"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder, "LOGNAME": "nobody", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
+    return {
+        "PATH": "/usr/bin:/bin",
+        "HOME": folder,
+        "TMPDIR": folder,
+        "LOGNAME": "nobody",
+        "LANG": "C.UTF-8",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
 
 
 def _cores() -> int:

@@ -142,8 +142,10 @@ def test_outputs_have_the_tasks_tolerance(code: Code) -> None:
     assert judge(code, problem(pairs, None), text)[0].status == "wrong"
     assert judge(code, problem(pairs, None, tolerance=1e-5), text)[0].status == "correct"
     assert judge(code, problem(pairs, None, relative_tolerance=1e-5), text)[0].status == "correct"
-    assert judge(code, problem([[[1, 3], 0.333333]], relative_tolerance=1e-5), "def add(a, b): return a / b")[0].status == "correct"
-    with pytest.raises(ValueError, match="p: tolerance=-1.0 is no tolerance"):
+    assert (
+        judge(code, problem([[[1, 3], 0.333333]], relative_tolerance=1e-5), "def add(a, b): return a / b")[0].status == "correct"
+    )
+    with pytest.raises(ValueError, match=r"p: tolerance=-1\.0 is no tolerance"):
         judge(code, problem(pairs, None, tolerance=-1), text)
 
 
@@ -156,7 +158,10 @@ def test_outputs_have_the_tasks_tolerance(code: Code) -> None:
         "print('ok')\nexit(0)",
         "import os\nprint('ok', flush=True)\nos._exit(0)",
         "import atexit\natexit.register(print, 'ok')",
-        "import atexit, io, os, sys\nsys.stdout = io.StringIO()\natexit.register(lambda: os.write(1, sys.stdout.getvalue().encode()))\nprint('ok')",
+        (
+            "import atexit, io, os, sys\nsys.stdout = io.StringIO()\n"
+            "atexit.register(lambda: os.write(1, sys.stdout.getvalue().encode()))\nprint('ok')"
+        ),
         "out = open(1, 'w')\nout.write('ok')",
         "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer)\nprint('ok')",
         "import sys\nsys.stdout.buffer.write(b'ok')",
@@ -164,7 +169,10 @@ def test_outputs_have_the_tasks_tolerance(code: Code) -> None:
         "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\npool.submit(print, 'ok')",
         "import atexit\natexit.register(lambda: 1 / 0)\natexit.register(print, 'ok')",
         "class Last:\n    def __del__(self): print('ok')\nlast = Last()",
-        "import threading, sys\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(1 << 26)\nt = threading.Thread(target=print, args=['ok'])\nt.start()",
+        (
+            "import threading, sys\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(1 << 26)\n"
+            "t = threading.Thread(target=print, args=['ok'])\nt.start()"
+        ),
     ],
 )
 def test_output_at_exit_counts(code: Code, text: str) -> None:
@@ -172,13 +180,16 @@ def test_output_at_exit_counts(code: Code, text: str) -> None:
     assert verdict.status == "correct", verdict
 
 
-@pytest.mark.parametrize("text", ["print('ok')\nraise SystemExit(1)", "print('ok')\n1 / 0", "import os\nprint('ok', flush=True)\nos.abort()"])
+@pytest.mark.parametrize(
+    "text", ["print('ok')\nraise SystemExit(1)", "print('ok')\n1 / 0", "import os\nprint('ok', flush=True)\nos.abort()"]
+)
 def test_right_output_does_not_excuse_a_failure(code: Code, text: str) -> None:
     assert judge(code, problem([{"stdin": "", "stdout": "ok"}], None), text)[0].status == "wrong"
 
 
 @pytest.mark.parametrize(
-    "body", ["import os; os.fork()", "import socket; socket.socket()", "open('/usr/mine', 'w')", "import subprocess as s; s.run('ls')"]
+    "body",
+    ["import os; os.fork()", "import socket; socket.socket()", "open('/usr/mine', 'w')", "import subprocess as s; s.run('ls')"],
 )
 def test_what_the_sandbox_refuses_is_neither_wrong_nor_our_error(code: Code, body: str) -> None:
     for task in (PLAIN, SHARED):
@@ -369,17 +380,21 @@ def test_tests_are_read_in_several_threads_at_once() -> None:
 
 RETURNS = (
     "{1: 2}.keys()", "{'a': 1}.items()", "{1: 2}.values()", "map(int, '12')", "filter(None, [0, 1])", "zip([1], [2])", "range(3)",
-    "(i for i in [2, 1])", "reversed([1, 2])", "enumerate('a')", "[1, 2]", "(1, 2)", "{1, 2}", "frozenset([1, 2])", "'12'", "b'12'",
-    "__import__('collections').deque([1, 2])", "__import__('collections').Counter('ab')", "__import__('collections').OrderedDict(a=1)",
+    "(i for i in [2, 1])", "reversed([1, 2])", "enumerate('a')", "[1, 2]", "(1, 2)", "{1, 2}", "frozenset([1, 2])",
+    "'12'", "b'12'",
+    "__import__('collections').deque([1, 2])", "__import__('collections').Counter('ab')",
+    "__import__('collections').OrderedDict(a=1)",
     "__import__('fractions').Fraction(1, 2)", "__import__('fractions').Fraction(1, 3)", "__import__('decimal').Decimal('0.5')",
     "__import__('decimal').Decimal('0.1')", "__import__('decimal').Decimal('NaN')", "[__import__('fractions').Fraction(2)]",
     "0.5", "0.1", "2", "1", "True", "None", "1 + 0j", "float('nan')", "__import__('re').match('a', 'ab')", "object()", "[]", "''",
     "__import__('datetime').date(2024, 1, 2)", "__import__('array').array('i', [1, 2])", "[{1: 2}.keys()]", "10 ** 5000",
 )  # fmt: skip
 CHECKS = (
-    "f() == [1, 2]", "f() == (1, 2)", "f() == {1, 2}", "f() == {1}", "f() == {'a': 1}", "f() == {('a', 1)}", "f() == 0.5", "f() == 0.1",
+    "f() == [1, 2]", "f() == (1, 2)", "f() == {1, 2}", "f() == {1}", "f() == {'a': 1}", "f() == {('a', 1)}",
+    "f() == 0.5", "f() == 0.1",
     "f() == 2", "f() == [2]", "f()", "not f()", "f() is True", "f() is None", "list(f()) == [1, 2]", "sorted(f()) == [1, 2]",
-    "set(f()) == {1, 2}", "tuple(f()) == (1, 2)", "len(f()) == 2", "bool(f()) == True", "list(f()) == [(1, 2)]", "list(f()) == [0, 1, 2]",
+    "set(f()) == {1, 2}", "tuple(f()) == (1, 2)", "len(f()) == 2", "bool(f()) == True", "list(f()) == [(1, 2)]",
+    "list(f()) == [0, 1, 2]",
     "abs(f() - 0.5) < 1e-6", "abs(f() - 0.5) <= 0.5", "abs(f() - 0.5) < 0.5", "math.isclose(f(), 0.5)",
     "math.isclose(f(), 0.1, rel_tol=1e-3)", "[1, 2] == f()", "f() == '12'", "f() == [{1}]", "f() == 10 ** 5000",
 )  # fmt: skip
@@ -427,7 +442,10 @@ def test_numpy_arrays_are_no_lists(code: Code) -> None:
     assert judge(code, problem("assert add(1, 2) == [1, 2]"), text)[0].status == "wrong"
     assert judge(code, problem("assert list(add(1, 2)) == [1, 2]"), text)[0].status == "correct"
     assert judge(code, problem([[[1, 2], [1, 2]]]), text)[0].status == "correct"
-    assert judge(code, problem("assert add(1, 2) == 3.0"), "import numpy as np\ndef add(a, b): return np.float64(a + b)")[0].status == "correct"
+    assert (
+        judge(code, problem("assert add(1, 2) == 3.0"), "import numpy as np\ndef add(a, b): return np.float64(a + b)")[0].status
+        == "correct"
+    )
 
 
 # --- the benchmarks

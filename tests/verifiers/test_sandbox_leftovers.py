@@ -27,7 +27,7 @@ for name in (b'\xff\xfe', b'a\nb', b' ', b'-rf'):
     os.mkdir(name)
     open(name + b'/' + name, 'w').close()""",
         "import os\nfor i in range(300): os.mkdir(str(i))",
-        "import os\nos.makedirs('a/b')\nfor i, path in enumerate(['/', '..', '/etc', '.', 'nowhere']): os.symlink(path, f'a/b/{i}')",
+        "import os\nos.mkdir('a')\nfor i, path in enumerate(['/', '..', '/etc', '.', 'nowhere']): os.symlink(path, f'a/{i}')",
         "import os\nfor mode in (0, 0o100, 0o200, 0o300, 0o400, 0o500): os.mkdir(str(mode), mode)",
         "import os\nos.makedirs('x/x/x')\nos.mkdir('x/x/x/y', 0)",
         "open('a' * 255, 'w').close()",
@@ -176,7 +176,9 @@ def test_a_reason_is_one_printable_line(text: str) -> None:
 @pytest.mark.parametrize("nap", ["60", "0.001"])
 def test_who_holds_the_outputs_open_is_not_waited_for(nap: str) -> None:
     """Without isolation a program can leave others behind: they go with its group."""
-    text = f"import os, time\nif not os.fork():\n    while True:\n        os.write(1, b'x')\n        time.sleep({nap})\nos._exit(0)"
+    text = (
+        f"import os, time\nif not os.fork():\n    while True:\n        os.write(1, b'x')\n        time.sleep({nap})\nos._exit(0)"
+    )
     assert Sandbox("none").run(Program([text], as_main=True), Limits(seconds=60)).status == "passed"
 
 
