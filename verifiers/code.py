@@ -192,7 +192,7 @@ class Code(Verifier):
         entry = str(problem.meta["entry_point"])
         given = [(call.args, call.kwargs) for call in plan.calls]
         wraps = [call.wrap for call in plan.calls]
-        ran = self.sandbox.run(Program(sources, entry, given, wraps, plan.tests), limits, alone=alone)
+        ran = self.sandbox.run(Program(sources, entry, given, plan.tests, wraps=wraps), limits, alone=alone)
         if ran.status != "passed" or plan.tests is not None:
             return ran
         if len(ran.values) != len(plan.calls):

@@ -19,13 +19,13 @@ import symtable
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
 MODULE = "candidate"
-_WRAPS = {"set": set, "tuple": tuple, "list": list, "sorted": sorted, "len": len, "bool": bool}
+_WRAPS: dict[str, Callable[[Any], Any]] = {"set": set, "tuple": tuple, "list": list, "sorted": sorted, "len": len, "bool": bool}
 _REFUSALS = (errno.EPERM, errno.EACCES, errno.EROFS)
 
 
@@ -205,7 +205,8 @@ def _finish(module: ModuleType) -> None:
     """What an interpreter does at its end and a program may count on for its output: threads joined, exit functions run,
     whatever was written to and forgotten flushed. What is raised then changes no exit status.
     """
-    for step in (threading._shutdown, atexit._run_exitfuncs, sys.stdout.flush, module.__dict__.clear, gc.collect):  # type: ignore[attr-defined]
+    exit_functions = threading._shutdown, atexit._run_exitfuncs  # type: ignore[attr-defined]
+    for step in (*exit_functions, lambda: sys.stdout.flush(), module.__dict__.clear, gc.collect):
         with contextlib.suppress(BaseException):
             step()
 

@@ -5,10 +5,10 @@ Stands alone: the harness loads it by path.
 
 from __future__ import annotations
 
+from collections.abc import ItemsView, KeysView
 from typing import Any
 
 _WORD = 1 << 63
-_KEYS, _ITEMS = type({}.keys()), type({}.items())
 _BITS = 1 << 16
 """Of a fraction's integers: beyond, to reduce one takes too long."""
 
@@ -46,9 +46,9 @@ def encode(value: Any) -> Any:
         return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
     if isinstance(value, bytes | bytearray):
         return {"bytes": value.hex()}
-    if isinstance(value, _KEYS):
+    if isinstance(value, KeysView):
         return {"keys": [encode(item) for item in value]}
-    if isinstance(value, _ITEMS):
+    if isinstance(value, ItemsView):
         return {"items": [[encode(key), encode(item)] for key, item in value]}
     return _encode_number(value)
 

@@ -18,6 +18,8 @@ from . import scratch
 
 TICK = 0.05
 """Seconds between looks at the clock and at the folder; a burst between two looks goes beyond the folder's limit."""
+DRAIN = 1.0
+"""Seconds for reading what an ended process wrote."""
 GRACE = 5.0
 """Seconds for a killed process to be gone."""
 
@@ -119,7 +121,7 @@ def _pump(
                     selector.unregister(key.fd)
                     source.close()
             now = time.monotonic()
-            if ended and (not ready or now > ended + TICK):  # what it left behind may hold its outputs open
+            if ended and (not ready or now > ended + DRAIN):  # what it left behind may hold its outputs open, or write on
                 return None
             if now > deadline:
                 return "timeout"

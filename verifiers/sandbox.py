@@ -79,13 +79,13 @@ class Program:
     entry_point: str | None = None
     calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]] = ()
     """Arguments and named arguments, plain data."""
-    wraps: Sequence[str | None] = ()
-    """For each call the built-in function that its value goes through before it is reported, such as ``sorted``; if any."""
     tests: str | None = None
     """Runs after the program and in its namespace, which can therefore deceive it."""
     stdin: str | None = None
     as_main: bool = False
     """Whether ``if __name__ == "__main__"`` holds."""
+    wraps: Sequence[str | None] = ()
+    """For each call the built-in function that its value goes through before it is reported, such as ``sorted``; if any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ class Sandbox:
                 )
         except (OSError, MemoryError) as error:
             return Ran("infra_error", tier, one_line(f"{type(error).__name__}: {error}"))
-        return _read(ended, tier, token, as_main=program.as_main and program.tests is None)
+        return _read(ended, tier, token, as_main=program.as_main and not program.calls and program.tests is None)
 
     def _prepare(
         self, program: Program, limits: Limits, tier: Tier, folder: str, token: str, *, root: bool
@@ -183,7 +183,7 @@ class Sandbox:
             "FSIZE": limits.file_bytes,
             "NOFILE": limits.open_files,
         }
-        job = {
+        job: dict[str, Any] = {
             "sources": list(program.sources),
             "entry_point": program.entry_point,
             "calls": [(plain.encode(list(given)), plain.encode(dict(named))) for given, named in program.calls],

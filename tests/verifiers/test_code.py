@@ -407,7 +407,7 @@ def returned(code: Code) -> dict[tuple[str, str | None], Ran]:
     programs = [(text, wrap) for text in RETURNS for wrap in wraps]
 
     def ran(program: tuple[str, str | None]) -> Ran:
-        return code.sandbox.run(Program([f"def f(): return {program[0]}"], "f", [((), {})], [program[1]]))
+        return code.sandbox.run(Program([f"def f(): return {program[0]}"], "f", [((), {})], wraps=[program[1]]))
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(programs, pool.map(ran, programs), strict=True))
