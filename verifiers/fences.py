@@ -73,8 +73,8 @@ def split(text: str) -> tuple[str, list[Block]]:
         if end is None:
             blocks.append(_block(lines[first:], fence))
             break
-        other = None if naive is None else lines[first:naive]
-        body = lines[first:end] + ([tail] if tail else [])
+        other = None if naive is None else [*lines[first:naive], ""]
+        body = [*lines[first:end], tail]
         blocks.append(_block(body, fence, other))
         if len(fence.marker) > 3:  # room for shorter ones within
             blocks += _within(body)

@@ -98,6 +98,12 @@ def test_fences(name: str) -> None:
     assert chosen(FENCED[name])["total"]([1, 2, 3]) == 6
 
 
+def test_a_block_is_its_lines() -> None:
+    assert readings(f"```python\n{SUM}\n```", "total") == [f"{SUM}\n"]
+    assert split("a\n```py\nb\n  c\n```\n~~~\nd\n")[1][0].text == "b\n  c\n"
+    assert split("a\n```py\nb```\nc")[1][0].text == "b"
+
+
 WRONG = "def total(xs):\n    return 0"
 SEVERAL = {
     "the last one": f"```python\n{WRONG}\n```\nBetter:\n```python\n{SUM}\n```",
