@@ -1,4 +1,4 @@
-"""Chat messages to the text that a checkpoint's own template makes of them, in which no content can pretend to be a special token.
+"""Chat messages to the text that a checkpoint's own template makes of them; no content can pretend to be a special token.
 
 Where a content spells a special token, a mark is put behind the first character of that spelling before the template is rendered,
 and the rendered text is cut at the marks: encoded part by part, the token cannot come of it. Without such a content the text is

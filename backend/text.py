@@ -233,41 +233,49 @@ class TextStream:
     A piece is held back while it may still change: it ends in half a character.
     """
 
-    KEPT = 8
+    KEPT = 4
     """Tokens that are decoded again for those behind them."""
 
     def __init__(self, text: Text, before: Sequence[int] = ()) -> None:
-        self._text, self._ids = text, text.tail(before)
-        self._shown = text.decode(self._ids)
-        """The text of ``_ids`` as far as it was shown."""
+        self._text, self._before = text, before
+        self._ids: list[int] = []
+        self._shown: str | None = None
+        """The text of ``_ids`` as far as it was shown; None until there is one to show."""
         self._pending = 0
+
+    def _begin(self) -> str:
+        if self._shown is None:
+            self._ids = self._text.tail(self._before)
+            self._shown = self._text.decode(self._ids)
+        return self._shown
 
     def push(self, ids: Sequence[int]) -> str:
         """The new text that ``ids`` complete."""
         new = [i for i in ids if i not in self._text.silent]
         if not new:
             return ""
+        before = self._begin()
         self._ids += new
         self._pending += len(new)
         now = self._text.decode(self._ids)
         half = now.endswith(HALF)
         if half and self._pending < 4:  # a character has four bytes at most
             return ""
-        if now == self._shown and now:
+        if now == before and now:
             del self._ids[-self._pending :]  # they show nothing
         if not half:
             self._pending = 0
         known = now[: len(now) - half]
-        if len(known) < len(self._shown):
+        if len(known) < len(before):
             return ""
-        piece, self._shown = added(self._shown, known), known
-        if len(self._ids) > 3 * self.KEPT and (tail := self._text.decode(self._ids[-self.KEPT :])):
+        piece, self._shown = added(before, known), known
+        if len(self._ids) > 2 * self.KEPT and (tail := self._text.decode(self._ids[-self.KEPT :])):
             self._ids, self._shown = self._ids[-self.KEPT :], tail[: len(tail) - half]
         return piece
 
     def flush(self) -> str:
         """What was held back, as it stands."""
+        before = self._begin()
         now = self._text.decode(self._ids)
-        piece = added(self._shown, now)
         self._shown, self._pending = now, 0
-        return piece
+        return added(before, now)
