@@ -174,7 +174,20 @@ class Text:
                 break
         return tail
 
+    @cached_property
+    def _backend(self) -> Any:
+        """What decodes for the tokenizer, where its class adds nothing but checks, which cost as much again; else None."""
+        from transformers import PreTrainedTokenizerFast
+
+        own = type(self.tokenizer)
+        theirs = (PreTrainedTokenizerFast.decode, PreTrainedTokenizerFast._decode)
+        plain = self.tokenizer.is_fast and (own.decode, own._decode) == theirs
+        return self.tokenizer.backend_tokenizer if plain else None
+
     def _plain(self, ids: Sequence[int], *, specials: bool = False) -> str:
+        if self._backend is not None:
+            shown: str = self._backend.decode(ids, skip_special_tokens=not specials)
+            return shown
         text: str = self.tokenizer.decode(ids, skip_special_tokens=not specials, clean_up_tokenization_spaces=False)
         return text
 

@@ -231,6 +231,16 @@ def test_a_text_behind_a_prompt_is_the_rest_of_the_whole_and_a_stream_joins_to_i
     check()
 
 
+@pytest.mark.parametrize("kind", ALL)
+def test_decoding_is_the_tokenizers_own_but_for_what_is_cleaned_up(kind: str) -> None:
+    text = ALL[kind]()
+    for start in range(len(text.tokenizer) - 3):
+        ids = list(range(start, start + 3))
+        theirs = text.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if "\ufffd" not in theirs:
+            assert text.decode(ids) == theirs
+
+
 def test_bytes_are_read_as_anybody_reads_them() -> None:
     """An invalid byte spoils no neighbour, though it is one of a run of bytes."""
     for text in (metaspace(), llama_2(), gemma()):
