@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-FORMAT = 2
+FORMAT = 3
 """Of the folder; a reader refuses others."""
 
 
@@ -52,6 +52,8 @@ class RunFolder:
             write(file, json.dumps(mine, indent=1) + "\n")
             return
         theirs = json.loads(file.read_text(encoding="utf-8"))
+        if theirs.get("format") != FORMAT:
+            raise ValueError(f"{self.path}: {_old(theirs)}; give run.path another folder")
         for key in sorted({*mine, *theirs}):
             if mine.get(key) != theirs.get(key):
                 was, now = differ(theirs.get(key), mine.get(key))
@@ -126,8 +128,27 @@ def identity(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no run (there is no run.json)")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if found.get("format") != FORMAT:
-        raise ValueError(f"{path}: format {found.get('format')}, this version reads {FORMAT}")
+        raise ValueError(f"{path}: {_old(found)}")
     return found
+
+
+def _old(found: Mapping[str, Any]) -> str:
+    """Why a folder of another format is not read."""
+    return f"a run of format {found.get('format')}, this version reads {FORMAT}" + (
+        ": it does not say which tokenizer, chat template and generation settings made its draws"
+        if found.get("format") in (1, 2) else ""
+    )  # fmt: skip
+
+
+def once(rows: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], Any], what: str) -> Iterator[dict[str, Any]]:
+    """``rows``, those that stand there twice counted once. Raises ``ValueError`` naming two that contradict each other."""
+    seen: dict[Any, str] = {}
+    for row in rows:
+        name, text = key(row), hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+        if seen.setdefault(name, text) != text:
+            raise ValueError(f"{what}: two lines for {' '.join(map(str, name))} that contradict each other")
+        if seen[name] is not None:
+            yield row
 
 
 def differ(was: Any, now: Any, key: str = "") -> tuple[str, str]:
