@@ -111,7 +111,7 @@ def of_memory(
     if altered := [type(module).__name__ for module in modules if "forward" in vars(module)]:
         raise ValueError(f"{name}: the forward of {altered[0]} was replaced, so its modules do not say what it computes")
     said = model.generation_config.to_dict() if model.can_generate() else {}
-    defaults = _decoding(said, config, text, ignore, name)
+    defaults = _decoding(said, None, config, text, ignore, name)
     config.architectures = [type(model).__name__]
     homes = {type(module).__module__.partition(".")[0] for module in modules}
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
@@ -259,16 +259,16 @@ def _text(path: Path, code: bool) -> Text | None:
 
 def _defaults(path: Path, config: Any, text: Text | None, ignore: Collection[str]) -> Defaults:
     """What ``generation_config.json`` says, or where there is none, as in old checkpoints, ``config.json``."""
-    source = path / "generation_config.json"
+    source, old = path / "generation_config.json", read_json(path / "config.json")
     said = read_json(source)
     if not source.exists():
-        source = path / "config.json"
-        said = read_json(source)
-    return _decoding(said, config, text, ignore, str(source))
+        source, said = path / "config.json", old
+    # What the file says, not what the config's class would have it be: of that transformers takes no notice either.
+    ends = old.get("eos_token_id", (old.get("text_config") or {}).get("eos_token_id"))
+    return _decoding(said, ends, config, text, ignore, str(source))
 
 
-def _decoding(said: dict[str, Any], config: Any, text: Text | None, ignore: Collection[str], source: str) -> Defaults:
-    ends = config.get_text_config().eos_token_id
+def _decoding(said: dict[str, Any], ends: Any, config: Any, text: Text | None, ignore: Collection[str], source: str) -> Defaults:
     if ends is None and text is not None:
         ends = text.tokenizer.eos_token_id
     return settings.decoding(said, ends, config.get_text_config().vocab_size, ignore=ignore, source=source)

@@ -7,6 +7,7 @@ overlooked by readers. What would mix two runs, another config or other weights,
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,6 +85,10 @@ class RunFolder:
         """The complete lines of ``NAME.jsonl``, in order."""
         return read(self.path, name)
 
+    def once(self, name: str, *keys: str) -> Iterator[dict[str, Any]]:
+        """Those of ``NAME.jsonl``, each once; see :func:`once`."""
+        return once(self.path, name, *keys)
+
     def write(self, name: str, text: str) -> None:
         """A whole file, in place of what there was, or not at all."""
         write(self.path / name, text)
@@ -134,21 +139,27 @@ def identity(path: str | Path) -> dict[str, Any]:
 
 def _old(found: Mapping[str, Any]) -> str:
     """Why a folder of another format is not read."""
-    return f"a run of format {found.get('format')}, this version reads {FORMAT}" + (
-        ": it does not say which tokenizer, chat template and generation settings made its draws"
-        if found.get("format") in (1, 2) else ""
-    )  # fmt: skip
+    was = found.get("format")
+    older = isinstance(was, int) and was < FORMAT
+    why = "; it does not say which tokenizer, chat template and generation settings made its draws" if older else ""
+    return f"a run of format {was}, this version reads format {FORMAT}{why}"
 
 
-def once(rows: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], Any], what: str) -> Iterator[dict[str, Any]]:
-    """``rows``, those that stand there twice counted once. Raises ``ValueError`` naming two that contradict each other."""
-    seen: dict[Any, str] = {}
-    for row in rows:
-        name, text = key(row), hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
-        if seen.setdefault(name, text) != text:
-            raise ValueError(f"{what}: two lines for {' '.join(map(str, name))} that contradict each other")
-        if seen[name] is not None:
+def once(path: str | Path, name: str, *keys: str) -> Iterator[dict[str, Any]]:
+    """The lines of ``NAME.jsonl``, one for each value of ``keys``: a line that stands there twice counts once.
+
+    Raises ``ValueError`` naming two that contradict each other.
+    """
+    seen: dict[tuple[Any, ...], bytes] = {}
+    for row in read(path, name):
+        which = tuple(row[key] for key in keys)
+        text = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest()
+        if which not in seen:
+            seen[which] = text
             yield row
+        elif seen[which] != text:
+            said = ", ".join(f"{key} {value}" for key, value in zip(keys, which, strict=True))
+            raise ValueError(f"{path}/{name}.jsonl: two lines for {said} that contradict each other")
 
 
 def differ(was: Any, now: Any, key: str = "") -> tuple[str, str]:

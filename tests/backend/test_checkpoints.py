@@ -64,10 +64,8 @@ def greedy(model: Model, **options: Any) -> list[int]:
 
 
 def generated(theirs: Any) -> list[int]:
-    """By ``generate``, without the end token."""
     found = theirs.generate(torch.tensor([PROMPT]), max_new_tokens=12, pad_token_id=0)[0, len(PROMPT) :].tolist()
-    ends = theirs.generation_config.eos_token_id
-    return found[:-1] if found[-1] in (ends if isinstance(ends, list) else [ends]) else found
+    return list(found)
 
 
 @pytest.fixture
@@ -150,7 +148,8 @@ def test_an_adapter_beside_the_weights_is_refused(copy: Any) -> None:
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
 @pytest.mark.parametrize("said", [
     {}, {"suppress_tokens": list(range(0, 97, 2))}, {"repetition_penalty": 1.7}, {"eos_token_id": -1},
-    {"eos_token_id": [-1, 500]}, {"min_new_tokens": 9, "eos_token_id": list(range(0, 97, 3))}, {"eos_token_id": list(range(0, 97, 4))},
+    {"eos_token_id": [-1, 500]}, {"min_new_tokens": 9, "eos_token_id": list(range(0, 97, 3))},
+    {"eos_token_id": list(range(0, 97, 4))},
     {"suppress_tokens": [500, 3]},
     {"num_beams": 1, "no_repeat_ngram_size": 0, "length_penalty": 2.0, "temperature": 0.3},
 ])  # fmt: skip
@@ -261,7 +260,10 @@ def test_hooks_of_a_model_in_memory_still_run(checkpoint: Any) -> None:
 
 
 def write_gguf(file: Path, theirs: Any, kind: str) -> None:
-    """A Llama as llama.cpp's converter writes it: its own names, query and key rows in interleaved order."""
+    """A Llama as llama.cpp's converter writes it: its own names, query and key rows in interleaved order.
+
+    ``theirs`` gets the weights that the file stands for.
+    """
     import gguf
 
     config, writer = theirs.config, gguf.GGUFWriter(file, "llama")
@@ -294,15 +296,21 @@ def write_gguf(file: Path, theirs: Any, kind: str) -> None:
         if weight.dim() == 1 or kind == "F32":
             writer.add_tensor(target, weight.numpy())
         else:
-            writer.add_tensor(target, gguf.quants.quantize(weight.numpy(), quant), raw_dtype=quant)
+            packed = gguf.quants.quantize(weight.numpy(), quant)
+            writer.add_tensor(target, packed, raw_dtype=quant)
+            weight = torch.from_numpy(gguf.quants.dequantize(packed, quant).reshape(weight.shape))
+        for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if part in name:
+                weight = weight.view(heads, -1, 2, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
+        tensor.copy_(weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-@pytest.mark.parametrize(("kind", "error"), [("F32", 1e-5), ("F16", 0.01), ("Q8_0", 0.05), ("Q4_0", 0.6)])
-def test_gguf(kind: str, error: float, checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0"])
+def test_gguf(kind: str, checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gguf")
     theirs = own(checkpoint("llama", vocab_size=288, hidden_size=64, intermediate_size=96))
     file = tmp_path / "tiny.gguf"
@@ -313,9 +321,7 @@ def test_gguf(kind: str, error: float, checkpoint: Any, tmp_path: Path, monkeypa
     assert (model.info.name, model.info.dtype, model.info.defaults.stop_ids) == ("tiny", torch.float32, (2,))
     assert model.text is not None
     assert model.text.decode(model.text.encode("a b")) == "a b"
-    with torch.no_grad():
-        expected = theirs(torch.tensor([PROMPT])).logits[0, -1]
-    assert (logits(model)[-1] - expected).norm() < error * expected.norm()
+    same(model, theirs)
     assert load(file, device="cpu", dtype="bfloat16").info.dtype == torch.bfloat16
     assert parameters(file) == model.info.parameters == sum(p.numel() for p in theirs.parameters())
     assert architecture(file) == "LlamaForCausalLM"
