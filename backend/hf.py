@@ -343,7 +343,7 @@ class Adapter(Model):
         theirs = self._run(ids, _Call(_none, own.__setitem__, fed=entering)).float()
         if not theirs.isfinite().all():
             raise ValueError(f"{self._title}: logits that are not finite in {self.info.dtype}")
-        tolerance, step = TOLERANCE.get(self.info.dtype, 0.1), torch.finfo(self.info.dtype).eps
+        tolerance, step = TOLERANCE.get(self.info.dtype, 0.05), torch.finfo(self.info.dtype).eps
         errors = [(logits - theirs).norm(dim=-1) / theirs.sub(theirs.mean(-1, keepdim=True)).norm(dim=-1)]
         before = torch.zeros_like(entering[0])
         for i, x in enumerate(entering):
