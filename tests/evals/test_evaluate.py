@@ -231,7 +231,7 @@ def test_another_config_or_other_weights_are_refused(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("tokenizer_config.json", {"pad_token": "<unk>"}, None),
+        ("tokenizer_config.json", {"pad_token": "<unk>"}, "another tokenizer"),
         ("chat_template.jinja", "{{ messages[0].content }}!", "another chat template"),
         ("generation_config.json", {"suppress_tokens": [7]}, "another generation settings: suppressed"),
         ("generation_config.json", {"repetition_penalty": 1.2}, "another generation settings: repetition_penalty=null, now"),
