@@ -206,7 +206,7 @@ class Engine(Generator):
         *,
         n: int = 1,
         max_tokens: int | None = None,
-        min_tokens: int = 0,
+        min_tokens: int | None = None,
         stop: Any = None,
         include_stop: bool = False,
         ignore_eos: bool = False,
@@ -237,6 +237,8 @@ class Engine(Generator):
             )
         if max_tokens is None:
             max_tokens = room if info.defaults.max_tokens is None else min(room, info.defaults.max_tokens)
+        if min_tokens is None:
+            min_tokens = min(info.defaults.min_tokens, max_tokens)
         own_stops = () if ignore_eos else (i for i in info.defaults.stop_ids if i < info.vocab_size)
         request = Request(
             prompt=ids, n=n, sampling=Sampling.resolve(info.defaults, sampling), max_tokens=max_tokens, min_tokens=min_tokens,

@@ -78,6 +78,8 @@ class Sampling:
         """The caller's settings, else the checkpoint's, else this class's."""
         own = {name: getattr(defaults, name) for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
         chosen = {k: v for k, v in own.items() if v is not None} | {k: v for k, v in given.items() if v is not None}
+        if defaults.suppressed and isinstance(bias := chosen.get("logit_bias", {}), Mapping):
+            chosen["logit_bias"] = dict.fromkeys(defaults.suppressed, -math.inf) | dict(bias)
         return cls(**chosen)
 
 
