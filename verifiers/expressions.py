@@ -240,7 +240,8 @@ class _Reader:
                 raise Unread("a power of a function or of its argument")
         else:
             argument = self.powered()
-            while not self.stops() and self.peek() not in ("*", "/", r"\cdot", r"\times", r"\div") and self.peek()[1:] not in FUNCTIONS:
+            signs = ("*", "/", r"\cdot", r"\times", r"\div")
+            while not self.stops() and self.peek() not in signs and self.peek()[1:] not in FUNCTIONS:
                 argument = argument * self.behind()
         if name == "exp":
             return power(letter("e"), argument * exponent)

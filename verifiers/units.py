@@ -22,8 +22,10 @@ _NAMES = {
 }  # fmt: skip
 _UNIT = {word: unit for unit, words in _NAMES.items() for word in (unit, *words.split())}
 _NOT_UNITS = frozenset(
-    "thousand million billion trillion hundred dozen gross pair couple score half halves quarter third zero one two three four five six "
-    "seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety first "
+    "thousand million billion trillion hundred dozen gross pair couple score half halves quarter third "
+    "zero one two three four five six "
+    "seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy "
+    "eighty ninety first "
     "times plus minus divided over by multiple power factor factorial root base mod modulo remainder point negative "
     "twice double triple equals equal to is are was and or not no nor but because since which that this so as if then than "
     "more less fewer least most about approximately above below under between up down with without for from wrong maybe "
