@@ -112,14 +112,15 @@ def evaluate_one(config: DictConfig) -> Results | None:
         folder.write("environment.json", json.dumps(machine.describe(str(model.info.device)), indent=1) + "\n")
 
         def put(problem: Problem) -> Prompt:
-            return ask(model, task.prompt.replace("{question}", problem.question))
+            asked = task.form.fill(problem, task.fields(problem))
+            return asked if task.form.raw else ask(model, asked, task.form.start)
 
         chooser = None
         if (node := config.get("verifier")) is not None:
             verifier = stack.enter_context(verifier_of(node, lambda: engine))
             enrol(folder, verifier, node)
             given["verifier"] = chooser = Remembered(verifier, unfinished(folder, verifier.name))
-        strategy = make(engine, ask=put, read=task.read, **given)
+        strategy = make(engine, ask=put, read=task.read, ends=task.form.stop, **given)
         work = _Work(folder, strategy, truth, seed)
         start = time.perf_counter()
         try:
@@ -218,9 +219,7 @@ def _short(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
 
 
-async def in_turn(
-    problems: Sequence[Problem], solve: Callable[[Problem], Awaitable[None]], engine: Engine, width: int
-) -> None:
+async def in_turn(problems: Sequence[Problem], solve: Callable[[Problem], Awaitable[None]], engine: Engine, width: int) -> None:
     """``solve`` all, side by side, each begun when ``engine`` could soon have rows without a draw. ``width``: its first draws.
 
     A problem lasts as long as its longest draw: how many are under way says little of how many rows they fill.
@@ -253,5 +252,3 @@ def _timing(split: Split, engine: Engine) -> dict[str, float]:
         "draws": split.draws, "tokens": split.tokens, "forwards": cost.forwards,
         "tokens_per_second": split.tokens / split.wall if split.wall else 0.0,
     }  # fmt: skip
-
-
