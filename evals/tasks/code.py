@@ -51,8 +51,8 @@ class HumanEval(_Programs):
     name = "humaneval"
     source = Source("humaneval/HumanEval.jsonl.gz", "openai/openai_humaneval", None, "test")
     forms = {
-        "evalplus": evalplus("{code}"),
         "plain": Form("Complete this Python function. Answer with the whole function in a ```python block.\n\n{question}"),
+        "evalplus": evalplus("{code}"),
         "complete": Form("{code}", stop=("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint("), raw=True),  # of the paper
     }  # fmt: skip
 
@@ -83,8 +83,8 @@ class Mbpp(_Programs):
     name = "mbpp"
     source = Source("mbpp/mbpp.jsonl", "google-research-datasets/mbpp", "full", "test")
     forms = {
-        "evalplus": evalplus('"""\n{text}\n{test}\n"""'),
         "plain": Form("{question}\n\nAnswer with the whole function in a ```python block."),
+        "evalplus": evalplus('"""\n{text}\n{test}\n"""'),
         "3-shot": Form("{shots}{task}", stop=("[DONE]",), raw=True),  # of the paper
         "bigcode": Form(
             '"""\n{text}\n{test}\n"""\n', stop=("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n```"), raw=True

@@ -39,7 +39,11 @@ def chosen(prompt: str, known: Mapping[str, Form]) -> Form:
 
 
 def evalplus(code: str) -> Form:
-    """EvalPlus's form for chat models (arXiv 2305.01210): their answer is begun for them, up to the first line of code."""
+    """EvalPlus's form for chat models (arXiv 2305.01210): their answer is begun for them, up to the first line of code.
+
+    It leaves no room to reason first. It ends before tests of the model's own, which EvalPlus drops from the program: small
+    models get many of them wrong, and a program that fails its own test is no wrong program.
+    """
     asked = "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
     begun = "Below is a Python script with a self-contained function that solves the problem and passes corresponding tests:"
-    return Form(f"{asked}\n```\n{code}\n```\n", f"{begun}\n```python\n", ("\n```",))
+    return Form(f"{asked}\n```\n{code}\n```\n", f"{begun}\n```python\n", ("\n```", "\nassert ", "\nprint(", "\nif __name__"))

@@ -141,8 +141,8 @@ def test_code_is_asked_for_and_judged(task: Any, count: int) -> None:
     [
         (Gsm8k, {"count": 0}, "task.count=0"),
         (Gsm8k, {"prompt": "no hole"}, "'no hole': one of boxed, 5-shot, or text with {question} in it"),
-        (Mbpp, {"prompt": "8-shot"}, "'8-shot': one of evalplus, plain, 3-shot, bigcode, or"),
-        (HumanEvalPlus, {"prompt": ""}, "'': one of evalplus, plain, complete, or"),
+        (Mbpp, {"prompt": "8-shot"}, "'8-shot': one of plain, evalplus, 3-shot, bigcode, or"),
+        (HumanEvalPlus, {"prompt": ""}, "'': one of plain, evalplus, complete, or"),
         (NanoMath, {"prompt": "boxed"}, "task.prompt='boxed'"),
         (Mbpp, {"subset": "sanitized"}, "task.subset='sanitized': one of test, evalplus"),
     ],
@@ -176,17 +176,19 @@ def mbpp_rows(folder: Path, numbers: Sequence[int]) -> str:
 
 
 def test_evalplus_shows_one_test_and_begins_the_answer(tmp_path: Path) -> None:
-    task = Mbpp(mbpp_rows(tmp_path, [2, 3, 4, 11]))
+    task = Mbpp(mbpp_rows(tmp_path, [2, 3, 4, 11]), prompt="evalplus")
     (problem,) = task.problems()
     assert put(task, problem) == f'{ASKED}"""\nWrite f11.\nassert f11(1) == {{1}}\n"""\n```\n'
-    assert (task.form.start, task.form.stop, task.form.raw) == (BEGUN, ("\n```",), False)
+    assert (task.form.start, task.form.raw) == (BEGUN, False)
+    assert {"\n```", "\nassert "} < set(task.form.stop)
 
 
 def test_evalplus_shows_the_function_without_the_lines_around_it(tmp_path: Path) -> None:
     prompt = '\n\ndef f(x):\n    """ {x} and \\1 stay. """\n'
     row = {"task_id": "a", "prompt": prompt, "entry_point": "f", "test": "def check(c): pass", "canonical_solution": ""}
     (tmp_path / "a.jsonl").write_text(json.dumps(row), encoding="utf-8")
-    for task in (HumanEval(str(tmp_path / "a.jsonl")), HumanEvalPlus(str(tmp_path / "a.jsonl"))):
+    for kind in (HumanEval, HumanEvalPlus):
+        task = kind(str(tmp_path / "a.jsonl"), prompt="evalplus")
         (problem,) = task.problems()
         assert put(task, problem) == f"{ASKED}{prompt.strip()}\n```\n"
     complete = HumanEval(str(tmp_path / "a.jsonl"), prompt="complete")
