@@ -18,9 +18,11 @@ from torch import Tensor
 
 from ..schema import Completion, FinishReason
 from .batch import Part
+from .chat import check_text
 from .kv import Context
 from .model import Defaults
-from .text import TextStream
+from .stops import Stops, stops_of
+from .text import TextStream, is_whole, token_ids
 
 Stop = int | str
 Logprobs = Literal["raw", "processed"]
@@ -109,7 +111,11 @@ class Request:
     """Number of the first sample: with the same seed, a sample of one number is the same text whoever asks for it."""
     certainty: bool = False
     """Whether its completions say how certain the model was at each token."""
+    stop_names: Mapping[int, str] = field(default_factory=dict)
+    """Stop ids that were asked for by the text of a special token, and that text."""
     sink: Callable[[Piece], None] | None = None
+    stops: Stops | None = None
+    """Looks for ``stop_strings``; of all samples."""
     future: Future[list[Completion]] = field(default_factory=Future)
     results: dict[int, Completion] = field(default_factory=dict)
     leader: Sample | None = None
@@ -118,6 +124,7 @@ class Request:
     born: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
+        self.stops = stops_of(self.stop_strings) if self.stop_strings else None
         if not self.prompt:
             raise ValueError("an empty prompt: there is nothing to continue (give at least one token, such as BOS)")
         for name in ("n", "max_tokens", "min_tokens", "seed", "first"):
@@ -137,24 +144,25 @@ class Request:
             raise TypeError(f"certainty={self.certainty!r}: True or False, not {type(self.certainty).__name__}")
 
 
-def check_ids(ids: Iterable[int], vocabulary: int, what: str) -> None:
-    """Refuse, with the value in the message, what is no token id of the model."""
-    for i in ids:
-        if isinstance(i, bool) or not isinstance(i, int):
-            raise TypeError(f"{what}: {i!r} is no token id, but {type(i).__name__}")
+def check_ids(ids: Iterable[int], vocabulary: int, what: str) -> list[int]:
+    """``ids`` as plain integers; refuses, with the value in the message, what is no token id of the model."""
+    found = token_ids(ids, what)
+    for i in found:
         if not 0 <= i < vocabulary:
             raise ValueError(f"{what}: token id {i} outside a vocabulary of {vocabulary}")
+    return found
 
 
 def split_stops(stop: Stop | Iterable[Stop] | None) -> tuple[frozenset[int], tuple[str, ...]]:
     """Token ids and strings of a ``stop`` argument. Raises ``TypeError`` for anything else, ``ValueError`` for an empty one."""
     items: Sequence[Any] = () if stop is None else list(stop) if isinstance(stop, list | tuple | set | frozenset) else [stop]
     for item in items:
-        if not isinstance(item, int | str) or isinstance(item, bool):
+        if not isinstance(item, str) and not is_whole(item):
             raise TypeError(f"stop={item!r}: a stop is a string or a token id, not {type(item).__name__}")
         if item == "":
             raise ValueError("stop='': an empty string is everywhere")
-    return frozenset(i for i in items if isinstance(i, int)), tuple(i for i in items if isinstance(i, str))
+    strings = dict.fromkeys(check_text(item, "stop") for item in items if isinstance(item, str))
+    return frozenset(int(i) for i in items if not isinstance(i, str)), tuple(strings)
 
 
 def draw_seed() -> int:
@@ -224,8 +232,10 @@ class Sample:
     peak_slots: int = 0
     """The most slots it held beside these."""
     stop_reason: Stop | None = None
-    stop_at: int = 0
-    """Where in ``text`` the stop string begins."""
+    stop_at: int | None = None
+    """Where in ``text`` the stop string begins; None where a token stopped it."""
+    stop_state: int = 0
+    """Of the search for stop strings."""
     finish: FinishReason | None = None
 
     def note_peak(self) -> None:
