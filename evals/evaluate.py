@@ -219,7 +219,9 @@ def _short(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
 
 
-async def in_turn(problems: Sequence[Problem], solve: Callable[[Problem], Awaitable[None]], engine: Engine, width: int) -> None:
+async def in_turn(
+    problems: Sequence[Problem], solve: Callable[[Problem], Awaitable[None]], engine: Engine, width: int
+) -> None:
     """``solve`` all, side by side, each begun when ``engine`` could soon have rows without a draw. ``width``: its first draws.
 
     A problem lasts as long as its longest draw: how many are under way says little of how many rows they fill.
