@@ -114,14 +114,15 @@ def evaluate_one(config: DictConfig) -> Results | None:
         folder.write("environment.json", json.dumps(machine.describe(str(model.info.device)), indent=1) + "\n")
 
         def put(problem: Problem) -> Prompt:
-            return ask(model, task.prompt.replace("{question}", problem.question))
+            asked = task.form.fill(problem, task.fields(problem))
+            return asked if task.form.raw else ask(model, asked, task.form.start)
 
         chooser = None
         if (node := config.get("verifier")) is not None:
             verifier = stack.enter_context(verifier_of(node, lambda: engine))
             enrol(folder, verifier, node)
             given["verifier"] = chooser = Remembered(verifier, unfinished(folder, verifier.name))
-        strategy = make(engine, ask=put, read=task.read, **given)
+        strategy = make(engine, ask=put, read=task.read, ends=task.form.stop, **given)
         work = _Work(folder, strategy, truth, seed)
         start = time.perf_counter()
         try:
@@ -271,5 +272,3 @@ def _timing(split: Split, engine: Engine) -> dict[str, float]:
         "draws": split.draws, "tokens": split.tokens, "forwards": cost.forwards,
         "tokens_per_second": split.tokens / split.wall if split.wall else 0.0,
     }  # fmt: skip
-
-
