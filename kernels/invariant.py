@@ -56,7 +56,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, views: Views, *, scale: float, windo
 
     Raises ``ValueError`` for views of several parts, and heads of V unlike those of K.
     """
-    (tokens, heads, dim), kv_heads = q.shape, k.shape[1]
+    (_, heads, dim), kv_heads = q.shape, k.shape[1]
     if v.shape[2] != dim:
         raise ValueError(f"batch-invariant attention needs V's heads ({v.shape[2]}) as long as K's ({dim})")
     key = ("invariant", window, q.dtype, k.shape[1:])
@@ -141,13 +141,19 @@ def holds(dtype: torch.dtype, threads: int) -> bool:
         x, weight = (torch.randn(shape, generator=made).to(dtype) for shape in ((3 * ROWS, width), (height, width)))
         for matrix in (weight.t(), weight.t().contiguous()):
             one = product(x[:1], matrix)[0]
-            if not all(torch.equal(product(torch.cat((x[3 : 3 + at], x[:1], x[at + 3 :])), matrix)[at], one) for at in range(ROWS)):
-                return False
+            for at in range(ROWS):
+                mixed = torch.cat((x[3 : 3 + at], x[:1], x[at + 3 :]))
+                if not torch.equal(product(mixed, matrix)[at], one):
+                    return False
     return True
 
 
 def depends(dtype: torch.dtype) -> bool:
     """Whether a row of a plain product on the CPU can differ by what is computed beside it: tried at a few sizes."""
     made = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(shape, generator=made).to(dtype) for shape in ((64, 576), (1536, 576)))
-    return any(not torch.equal((x[:n] @ weight.t())[0], (x[:1] @ weight.t())[0]) for n in (2, 3, 8, 17, 32, 64))
+    for width, height in ((576, 960), (576, 3072), (1536, 576)):
+        x, weight = (torch.randn(shape, generator=made).to(dtype) for shape in ((200, width), (height, width)))
+        whole = x @ weight.t()
+        if any(not torch.equal(x[:n] @ weight.t(), whole[:n]) for n in (1, 2, 3, 8, 17, 33, 64, 128)):
+            return True
+    return False
