@@ -270,6 +270,14 @@ def test_lines_that_were_appended_twice_count_once(tmp_path: Path) -> None:
         run(tmp_path / "run")
 
 
+def test_a_run_in_batch_invariant_mode_is_another_run(tmp_path: Path) -> None:
+    run(tmp_path / "run", "run.problems=1", "run.batch_invariant=true")
+    with pytest.raises(ValueError, match="another"):
+        run(tmp_path / "run", "run.problems=1")
+    with pytest.raises(ValueError, match="run.batch_invariant=3: true or false"):
+        run(tmp_path / "other", "run.batch_invariant=3")
+
+
 def test_the_hash_of_weights_sees_another_checkpoint(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((BUILT_IN / "nano" / name).read_bytes())
