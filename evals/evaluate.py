@@ -221,7 +221,7 @@ def _solution(problem: Problem, solution: Solution) -> dict[str, Any]:
 
 def _identity(config: DictConfig, truth: Verifier, model: Model) -> dict[str, Any]:
     """What makes a run this run: all of its config but where it is kept and how it is shown, the weights, what turns words into
-    token ids and back, the checkpoint's own decoding settings, whether its texts are the same bits in any batch, and the truth."""
+    token ids and back, the checkpoint's own decoding settings, whether its texts are the same in any batch, and the truth."""
     kept = {key: value for key, value in plain(config).items() if key != "run"}
     words = {"tokenizer": None, "chat template": None} if model.text is None else wording(model.text)
     settings = json.loads(json.dumps(asdict(model.info.defaults)))
