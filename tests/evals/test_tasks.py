@@ -152,6 +152,17 @@ def test_wrong_values_are_named(task: Any, options: dict[str, Any], message: str
         task(**options)
 
 
+@pytest.mark.usefixtures("folder")
+def test_a_problem_that_none_can_pass_is_wrong_and_ends_no_run() -> None:
+    (problem,) = (problem for problem in HumanEvalPlus().problems() if problem.id == "HumanEval/32")
+    judge = HumanEvalPlus().truth()
+    try:
+        (verdict,) = asyncio.run(judge.ajudge(problem, ["def find_zero(xs):\n    return 0.0"]))
+    finally:
+        judge.close()
+    assert verdict.status == "wrong"
+
+
 # ---- forms ----------------------------------------------------------------------------------------------------------------
 
 ASKED = "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n```\n"
