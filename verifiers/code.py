@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from ..checks import number
+from ..forks import in_children
 from ..schema import Cost, Problem, Verdict
 from . import asserts, plain
 from .programs import readings
@@ -64,14 +67,19 @@ class Code(Verifier):
         factor: float = 4.0,
         ceiling: float = 120.0,
     ) -> None:
-        if not 0 < floor <= ceiling or factor < 1:
-            raise ValueError(f"floor={floor}, factor={factor}, ceiling={ceiling}: needs 0 < floor <= ceiling and factor >= 1")
+        floor = number("floor", floor, lambda x: 0 < x < math.inf, "a positive number of seconds")
+        factor = number("factor", factor, lambda x: 1 <= x < math.inf, "a number of at least 1")
+        ceiling = number("ceiling", ceiling, lambda x: floor <= x < math.inf, f"a number of seconds of at least floor={floor}")
         self.name = f"code[{tests}]"
         self.tests = tests
         self.sandbox = sandbox or Sandbox()
         self.limits = limits or Limits()
         self.floor, self.factor, self.ceiling = floor, factor, ceiling
         self._plans: dict[str, tuple[Problem, _Plan]] = {}
+        self._start()
+        in_children(self._start)
+
+    def _start(self) -> None:
         self._pool = ThreadPoolExecutor(self.sandbox.workers, thread_name_prefix="sandbox")
 
     async def ajudge(self, problem: Problem, candidates: Sequence[str]) -> list[Verdict]:
@@ -188,20 +196,20 @@ class Code(Verifier):
             return ran
         if len(ran.values) != len(plan.calls):
             return replace(ran, status="runtime_error", reason=f"{len(ran.values)} values for {len(plan.calls)} calls")
-        for number, (call, value) in enumerate(zip(plan.calls, ran.values, strict=True)):
+        for place, (call, value) in enumerate(zip(plan.calls, ran.values, strict=True)):
             if not call.accepts(value):
                 return replace(
-                    ran, status="failed_assert", reason=f"call {number}: {value!r:.200} is not {plain.encode(call.want)!r:.200}"
+                    ran, status="failed_assert", reason=f"call {place}: {value!r:.200} is not {plain.encode(call.want)!r:.200}"
                 )
         return ran
 
     def _by_pairs(self, pairs: Sequence[tuple[str, str]], sources: Sequence[str], limits: Limits, *, alone: bool) -> Ran:
         slowest = 0.0
-        for number, (stdin, stdout) in enumerate(pairs):
+        for place, (stdin, stdout) in enumerate(pairs):
             ran = self.sandbox.run(Program(sources, stdin=stdin, as_main=True), limits, alone=alone)
             slowest = max(slowest, ran.seconds)
             if ran.status == "passed" and _shown(ran.stdout) != _shown(stdout):
-                ran = replace(ran, status="failed_assert", reason=f"stdin {number}: the output is another")
+                ran = replace(ran, status="failed_assert", reason=f"stdin {place}: the output is another")
             if ran.status != "passed":
                 break
         return replace(ran, seconds=slowest)
