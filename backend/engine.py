@@ -37,7 +37,7 @@ POOL_BYTES = 1 << 30
 
 @once("model", "decoder", "pool", "memory", "max_rows")
 class Engine(Generator):
-    """Serves ``model`` with ``decoder``. Thread-safe; ``close()`` or ``with`` ends it. Of one process: a forked child makes its own.
+    """Serves ``model`` with ``decoder``. Thread-safe; ``close()`` or ``with`` ends it. A forked child needs its own.
 
     ``kv_slots``: size of the KV pool in tokens; default: on a CPU what 1 GiB holds, at most 64 full contexts, on a GPU what is
     left when weights, steps and pool together fill ``gpu_memory_utilization`` of it (:attr:`memory` says how).

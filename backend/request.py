@@ -167,7 +167,7 @@ def split_stops(stop: Stop | Iterable[Stop] | None) -> tuple[frozenset[int], tup
     """Token ids and strings of a ``stop`` argument. Raises ``TypeError`` for anything else, ``ValueError`` for an empty one."""
     items: Sequence[Any] = () if stop is None else list(stop) if isinstance(stop, list | tuple | set | frozenset) else [stop]
     for item in items:
-        if not isinstance(item, Integral | str) or isinstance(item, bool):
+        if isinstance(item, bool) or not isinstance(item, Integral | str):
             raise TypeError(f"stop={item!r}: a stop is a string or a token id, not {type(item).__name__}")
         if item == "":
             raise ValueError("stop='': an empty string is everywhere")
