@@ -39,7 +39,7 @@ def number(name: str, value: Any, ok: Callable[[float], bool], what: str) -> flo
     try:
         found = float(value)
     except OverflowError:
-        found = -math.inf if isinstance(value, int) and value < 0 else math.inf
+        found = -math.inf if str(value).startswith("-") else math.inf
     if math.isnan(found) or not ok(found):
         raise ValueError(f"{name}={found!r}: {what}")
     return found

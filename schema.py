@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeAlias
 
-Message: TypeAlias = Mapping[str, str]
-"""One chat message: ``{"role": "user" | "assistant" | "system", "content": text}``."""
+Message: TypeAlias = Mapping[str, Any]
+"""One chat message: ``{"role": "user" | "assistant" | "system" | "tool", "content": text}``.
+
+A content may be in parts, ``[{"type": "text", "text": …}]``; further keys, such as ``tool_calls``, are the chat template's.
+"""
 Prompt: TypeAlias = "str | list[int] | list[Message]"
 """What a model is asked: raw text, token ids (used as they are), or chat messages (the model's own template)."""
 

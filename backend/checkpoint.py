@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+
 
 class Checkpoint:
     """Tensors by name, read-only; remembers what was read."""
@@ -22,6 +24,9 @@ class Checkpoint:
         self.source = source
         self._tensors = tensors
         self._names = {name.removeprefix("model."): name for name in tensors}
+        if len(self._names) < len(tensors):
+            twice = next(name for name in self._names if name in tensors and f"model.{name}" in tensors)
+            raise ValueError(f"{source}: both {twice} and model.{twice}: one tensor too many")
         self._device, self._dtype = torch.device("cpu"), torch.float32
         self._read: dict[str, int] = {}
 
@@ -48,6 +53,23 @@ class Checkpoint:
         self._read[name] = tensor.numel()
         return tensor.to(self._device, self._dtype)
 
+    def tied(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Embedding and head of a checkpoint whose config says that they are one; the same tensor if they are.
+
+        As transformers has it, the file wins: two that differ are two, and one alone is both, whichever it is.
+        """
+        embedding, head = EMBEDDING, HEAD
+        if embedding not in self._names and head in self._names:
+            embedding = head
+        one = self.read(embedding, shape)
+        if embedding == head or head not in self._names:
+            return one, one
+        other = self.read(head, shape)
+        if not torch.equal(one, other):
+            return one, other
+        del self._read[head]
+        return one, one
+
     def under(self, *prefixes: str) -> dict[str, Tensor]:
         """Every tensor of the modules ``prefixes``, of whatever shape."""
         dotted = tuple(f"{prefix}." for prefix in prefixes)
@@ -66,7 +88,7 @@ class Checkpoint:
 
     def finish(self) -> None:
         """Check that nothing but known leftovers stayed unread."""
-        ignored = ("rotary_emb.inv_freq", "lm_head.weight")
+        ignored = ("rotary_emb.inv_freq", HEAD)
         left = [n for n in self._names if n not in self._read and not n.endswith(ignored)]
         if left:
             raise ValueError(f"{self.source}: tensors this block has no place for: {', '.join(sorted(left)[:4])}")
@@ -102,10 +124,20 @@ class _Files(Mapping[str, Tensor]):
 
 
 def safetensors_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder; whether they exist is not checked."""
-    index = path / "model.safetensors.index.json"
-    if not index.exists():
-        return [path / "model.safetensors"]
+    """The safetensors files of a checkpoint folder that count; whether they exist is not checked.
+
+    As transformers has it: the file or index that the config names, else the whole file, else what the index names.
+    """
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if named := read_json(path / "config.json").get("transformers_weights"):
+        file = path / str(named)
+        if file.parent != path or not file.name.endswith((".safetensors", ".safetensors.index.json")):
+            raise ValueError(f"{path}/config.json: transformers_weights={named!r} is no safetensors file of this folder")
+        if file.suffix == ".safetensors" or not file.exists():
+            return [file]
+        whole, index = path / "none", file
+    if whole.exists() or not index.exists():
+        return [whole]
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict):
         raise ValueError(f"{index}: no weight_map, so not an index of safetensors files")

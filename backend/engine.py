@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from numbers import Integral
 from typing import Any, TypeVar, cast
 
 from ..checks import flag, instance, once, whole
@@ -27,6 +28,7 @@ from .openmp import release_workers
 from .request import Piece, Request, Sampling, check_ids, draw_seed, split_stops
 from .runner import Runner
 from .score import score_continuations, score_labels
+from .text import is_listed
 from .usage import Usage
 
 T = TypeVar("T")
@@ -166,19 +168,26 @@ class Engine(Generator):
         finally:
             self._cancel([request])
 
-    def score(self, prompt: Prompt, continuations: Any = None, *, labels: Any = None) -> Any:
-        return self._score(prompt, continuations, labels).result()
+    def score(self, prompt: Prompt, continuations: Any = None, *, labels: Any = None, **encoding: Any) -> Any:
+        return self._score(prompt, continuations, labels, encoding).result()
 
-    async def ascore(self, prompt: Prompt, continuations: Any = None, *, labels: Any = None) -> Any:
-        return await asyncio.wrap_future(self._score(prompt, continuations, labels))
+    async def ascore(self, prompt: Prompt, continuations: Any = None, *, labels: Any = None, **encoding: Any) -> Any:
+        return await asyncio.wrap_future(self._score(prompt, continuations, labels, encoding))
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt; a prompt of ids needs no tokenizer. Refuses ids that the model does not have."""
+    def encode(self, prompt: Prompt, *, chat: Mapping[str, Any] | None = None, parse_special: bool | None = None) -> list[int]:
+        """Token ids of a prompt; a prompt of ids needs no tokenizer. Options as of ``generate``.
+
+        Refuses ids that the model does not have.
+        """
+        if chat is not None and not isinstance(chat, Mapping):
+            raise TypeError(f"chat={chat!r}: a mapping of a chat template's options, not {type(chat).__name__}")
+        if parse_special is not None and not isinstance(parse_special, bool):
+            raise TypeError(f"parse_special={parse_special!r}: None, True or False, not {type(parse_special).__name__}")
         if self.model.text is not None:
-            ids = self.model.text.encode(prompt)
-        elif not isinstance(prompt, Sequence):
+            ids = self.model.text.encode(prompt, chat=chat, parse_special=parse_special)
+        elif not isinstance(prompt, str) and not is_listed(prompt):
             raise TypeError(f"a prompt is text, token ids or chat messages, not {type(prompt).__name__}")
         elif isinstance(prompt, str) or any(isinstance(i, str | Mapping) for i in prompt):
             raise ValueError(f"{self.model.info.name} has no tokenizer: give token ids")
@@ -188,9 +197,9 @@ class Engine(Generator):
 
     def _requests(self, prompts: Any, options: dict[str, Any]) -> tuple[bool, list[Request]]:
         """One request per prompt; also whether a single prompt was given bare."""
-        if not isinstance(prompts, Sequence):
+        if not isinstance(prompts, str) and not is_listed(prompts):
             raise TypeError(f"prompts are text, token ids or chat messages, or a list of these, not {type(prompts).__name__}")
-        bare = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | Mapping))
+        bare = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral | Mapping))
         return bare, [self._request(cast(Prompt, prompt), **options) for prompt in ([prompts] if bare else prompts)]
 
     def _one_sample(self, prompt: Prompt, options: dict[str, Any]) -> Request:
@@ -205,7 +214,7 @@ class Engine(Generator):
         *,
         n: int = 1,
         max_tokens: int | None = None,
-        min_tokens: int = 0,
+        min_tokens: int | None = None,
         stop: Any = None,
         include_stop: bool = False,
         ignore_eos: bool = False,
@@ -213,15 +222,19 @@ class Engine(Generator):
         seed: int | None = None,
         first: int = 0,
         certainty: bool = False,
+        chat: Mapping[str, Any] | None = None,
+        parse_special: bool | None = None,
         **sampling: Any,
     ) -> Request:
         self._demand()
         info, known = self.model.info, Sampling.__dataclass_fields__
         if unknown := sorted(set(sampling) - set(known)):
             raise TypeError(f"unknown option {unknown[0]!r}; sampling options: {', '.join(known)}")
-        ids = self.encode(prompt)
+        ids = self.encode(prompt, chat=chat, parse_special=parse_special)
         stop_ids, stop_strings = split_stops(stop)
-        check_ids(stop_ids, info.vocab_size, "stop")
+        specials = {} if self.model.text is None or not stop_strings else self.model.text.specials
+        stop_names = {specials[string]: string for string in stop_strings if string in specials}
+        check_ids([*stop_ids, *stop_names], info.vocab_size, "stop")
         if stop_strings and self.model.text is None:
             raise ValueError(f"stop={stop!r}: {info.name} has no tokenizer, so stops are token ids")
         room = min(info.max_positions, self.pool.size) - len(ids)
@@ -232,16 +245,20 @@ class Engine(Generator):
         flag("ignore_eos", ignore_eos)
         if max_tokens is None:
             max_tokens = room if info.defaults.max_tokens is None else min(room, info.defaults.max_tokens)
+        max_tokens = whole("max_tokens", max_tokens, 1)
+        if min_tokens is None:
+            min_tokens = min(info.defaults.min_tokens, max_tokens)
         own_stops = () if ignore_eos else (i for i in info.defaults.stop_ids if i < info.vocab_size)
         request = Request(
             prompt=ids, n=n, sampling=Sampling.resolve(info.defaults, sampling), max_tokens=max_tokens, min_tokens=min_tokens,
-            stop_ids=stop_ids.union(own_stops), stop_strings=stop_strings, include_stop=include_stop,
+            stop_ids=stop_ids.union(own_stops, stop_names), stop_strings=stop_strings, include_stop=include_stop,
+            stop_names={i: name for i, name in stop_names.items() if i not in stop_ids},
             logprobs="raw" if logprobs is True else logprobs or None, seed=draw_seed() if seed is None else seed,
             first=first, certainty=certainty,
         )  # fmt: skip
         check_ids(request.sampling.logit_bias, info.vocab_size, "logit_bias")
         asked = f"{len(ids)} prompt tokens + max_tokens={max_tokens}"
-        if len(ids) + request.max_tokens > info.max_positions:
+        if len(ids) + max_tokens > info.max_positions:
             raise ValueError(f"{asked} exceed the model's {info.max_positions} positions")
         for pool, slots in self.decoder.slots(request, self.pool).items():
             if slots > pool.size:
@@ -272,11 +289,13 @@ class Engine(Generator):
         if self._loop.alive and not all(request.future.done() for request in requests):
             self._post(lambda: self._runner.end(requests, "cancelled"))
 
-    def _score(self, prompt: Prompt, continuations: Any, labels: Any) -> Future[list[Score]] | Future[dict[str | int, float]]:
+    def _score(
+        self, prompt: Prompt, continuations: Any, labels: Any, encoding: dict[str, Any]
+    ) -> Future[list[Score]] | Future[dict[str | int, float]]:
         self._demand()
         if (continuations is None) == (labels is None):
             raise TypeError("score takes continuations or labels, one of them")
-        ids = self.encode(prompt)
+        ids = self.encode(prompt, **encoding)
         if labels is not None:
             return self._call(lambda: score_labels(self._runner, ids, labels))
         return self._call(lambda: score_continuations(self._runner, ids, continuations))

@@ -16,7 +16,7 @@ def advance(sample: Sample, ids: Sequence[int]) -> int:
     for used, token in enumerate(ids, 1):
         output.append(token)
         if token in request.stop_ids:
-            sample.finish, sample.stop_reason = "stop", token
+            sample.finish, sample.stop_reason = "stop", request.stop_names.get(token, token)
         elif len(output) >= request.max_tokens:
             sample.finish = "length"
         if sample.stream is not None:
@@ -35,24 +35,26 @@ def _read(sample: Sample, stream: TextStream, token: int) -> None:
         sample.text += stream.push([token])
     if sample.finish is not None:
         sample.text += stream.flush()
-    if len(sample.rows[0].output) < sample.request.min_tokens:
+    if (stops := sample.request.stops) is None or len(sample.text) == read:
         return
-    starts = [(sample.text.find(stop, max(0, read - len(stop) + 1)), stop) for stop in sample.request.stop_strings]
-    if found := [start for start in starts if start[0] >= 0]:
-        sample.finish = "stop"
-        sample.stop_at, sample.stop_reason = min(found)
+    sample.stop_state, found = stops.read(sample.stop_state, sample.text[read:])
+    if found is not None and len(sample.rows[0].output) >= sample.request.min_tokens:
+        start, end = read + found[0], read + found[1]
+        sample.finish, sample.stop_at, sample.stop_reason = "stop", start, sample.text[start:end]
 
 
 def open_stream(request: Request, text: Text | None) -> TextStream | None:
     """A decoder of tokens as they come, for a sample that is watched or stops at strings."""
-    return TextStream(text) if text is not None and (request.sink is not None or request.stop_strings) else None
+    if text is None or (request.sink is None and not request.stop_strings):
+        return None
+    return TextStream(text, request.prompt)
 
 
 def show(sample: Sample, completion: Completion | None = None) -> Piece:
     """What a stream may show since last time: never text that a stop string could still take back."""
     request, output = sample.request, sample.rows[0].output if sample.rows else []
     text = sample.text if completion is None else completion.text
-    held = max(map(len, request.stop_strings), default=1) - 1 if completion is None else 0
+    held = request.stops.held(sample.stop_state) if completion is None and request.stops is not None else 0
     end = max(sample.shown, len(text) - held)
     piece = Piece(text[sample.shown : end], output[sample.shown_ids :], completion)
     sample.shown, sample.shown_ids = end, len(output)
@@ -83,9 +85,11 @@ def _text(sample: Sample, text: Text | None, output: list[int]) -> str:
     if text is None:
         return ""
     request, stop = sample.request, sample.stop_reason
-    if isinstance(stop, int) and not request.include_stop:
-        return text.decode(output[:-1])
-    whole = text.decode(output)
-    if isinstance(stop, str):
-        return whole[: sample.stop_at + len(stop) * request.include_stop]
-    return whole
+    if stop is None:
+        return text.decode_behind(request.prompt, output)
+    if sample.stop_at is not None and isinstance(stop, str):
+        return text.decode_behind(request.prompt, output)[: sample.stop_at + len(stop) * request.include_stop]
+    if isinstance(stop, int) and request.include_stop:
+        return text.decode_behind(request.prompt, output)
+    named = stop if isinstance(stop, str) and request.include_stop else ""
+    return text.decode_behind(request.prompt, output[:-1]) + named

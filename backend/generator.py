@@ -48,7 +48,14 @@ class Generator(ABC):
     ``ignore_eos``; ``include_stop`` leaves the stop in the text; ``logprobs``: "raw" (of the model) or "processed" (of what was
     sampled from); ``certainty``: whether to say how certain the model was at each token; ``seed``: None draws one, and the
     completion records it; ``first``: number of the first sample, so that the samples of one seed can be drawn in several calls;
-    and the fields of :class:`Sampling`.
+    ``chat``: what a chat template is given beside the messages, such as ``{"enable_thinking": False, "tools": […]}``;
+    ``parse_special``: whether prompt text that spells a special token becomes that token: None, raw text does, as it is how a
+    chat rendered by hand is given, and the contents of messages do not, so that none can end its turn; and the fields of
+    :class:`Sampling`. A stop string that is the text of a special token stops at that token too. A last message of the
+    assistant is continued.
+
+    Randomness follows from the seed, the prompt's token ids and the sample's number: with one seed many prompts get noise of
+    their own each, and a prompt's texts are the same whatever else is asked in the call.
     """
 
     @abstractmethod
@@ -72,14 +79,15 @@ class Generator(ABC):
         """As :meth:`stream`."""
 
     @abstractmethod
-    def score(self, prompt: Prompt, continuations: Any = None, *, labels: Any = None) -> Any:
-        """With ``continuations`` (texts or token ids): a :class:`Score` each, tokenised by themselves behind the prompt.
+    def score(self, prompt: Prompt, continuations: Any = None, *, labels: Any = None, **encoding: Any) -> Any:
+        """With ``continuations`` (texts or token ids): a :class:`Score` each. A text becomes ids that show it behind the prompt.
 
         With ``labels`` (texts of one token each, or token ids): the model's distribution over just these as the next token.
+        ``encoding``: ``chat`` and ``parse_special``, as of ``generate``.
         """
 
     @abstractmethod
-    async def ascore(self, prompt: Prompt, continuations: Any = None, *, labels: Any = None) -> Any:
+    async def ascore(self, prompt: Prompt, continuations: Any = None, *, labels: Any = None, **encoding: Any) -> Any:
         """As :meth:`score`."""
 
 

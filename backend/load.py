@@ -1,7 +1,8 @@
-"""One door to every checkpoint: a built-in name, a folder, or a Hugging Face Hub id, in; a ready model, out.
+"""One door to every checkpoint: a built-in name, a folder, a GGUF file, a Hugging Face Hub id, or a model in memory, in.
 
-Picks our own transformer where it knows the block and the adapter for the rest, reads the tokenizer and the decoding
-defaults, and says what is missing where something is. Safetensors only. Not here: other weight formats, quantisation.
+A ready model, out. Picks our own transformer where it knows the block and the adapter for the rest, reads the tokenizer and
+the decoding defaults, and says what is missing where something is. Safetensors, and GGUF files, dequantised (``gguf.py``).
+Not here: pickled weights, running on quantised ones.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -18,10 +20,14 @@ from torch import Tensor
 
 from ..kernels.attention import choose
 from ..kernels.transfer import numbered
+from . import gguf, settings
 from .checkpoint import Checkpoint, read_json, safetensors_files
 from .model import Defaults, Model
 from .text import Text
 from .transformer import HEADLESS, Transformer, supports
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "nano" / "weights"
 WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.txt", "*.model", "*.tiktoken")
@@ -30,32 +36,50 @@ TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "voc
 
 
 def load(
-    name_or_path: str | Path,
+    name_or_path: str | Path | PreTrainedModel,
+    tokenizer: Any = None,
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     device_map: Any = None,
     trust_remote_code: bool = False,
+    ignore: Collection[str] = (),
     impl: str = "auto",
     graphs: bool = True,
 ) -> Model:
     """A model ready for an engine.
 
-    ``name_or_path``: a built-in name ("nano"), a folder (a path needs a separator: "./nano"), or a Hub id ("org/name").
-    ``device`` "auto": CUDA where there is one, else the CPU. ``dtype`` "auto": the checkpoint's own, but float32 on a CPU,
-    where half precision is slow. ``device_map`` (accelerate's; "auto" too) spreads the model over devices, CPU memory and
-    disk, by the adapter. ``impl``: the attention implementation, see :func:`forethought.kernels.attention.attend`.
+    ``name_or_path``: a built-in name ("nano"), a folder (a path needs a separator: "./nano"), a GGUF file ("./nano.gguf"), a
+    Hub id ("org/name"), or a transformers model, which is left as it is: weights are shared where they can be and copied
+    where not, so load it again after training it further. ``tokenizer``: a fast transformers tokenizer in place of the
+    checkpoint's own; a model in memory has none. ``device`` "auto": CUDA where there is one, else the CPU. ``dtype`` "auto":
+    the checkpoint's own, but float32 on a CPU, where half precision is slow. A model in memory stays where and what it is.
+    ``device_map`` (accelerate's; "auto" too) spreads the model over devices, CPU memory and disk, by the adapter.
+    ``ignore``: settings of ``generation_config.json``, by name, that are left out: those that cannot be applied are an error.
+    ``impl``: the attention implementation, see :func:`forethought.kernels.attention.attend`.
     ``graphs``: whether our own transformer's decode steps on CUDA are recorded and replayed as CUDA graphs.
 
-    Raises ``FileNotFoundError`` for a path, file or Hub id that is not there, ``ValueError`` for one that cannot be used.
+    Raises ``FileNotFoundError`` for a path, file or Hub id that is not there, ``ValueError`` for one that cannot be used,
+    ``ImportError`` for a GGUF file without the package that reads it.
     """
     choose(impl)
+    if not isinstance(name_or_path, str | Path):
+        if (device, dtype, device_map) != ("auto", "auto", None):
+            raise ValueError("device, dtype and device_map: a model in memory stays where and what it is; move it beforehand")
+        return of_memory(name_or_path, tokenizer, ignore=ignore, impl=impl, graphs=graphs)
     name, path = _find(name_or_path, trust_remote_code)
-    config = _config(path, trust_remote_code)
     where = _where(device)
+    if path.is_file():
+        if device_map is not None:
+            raise ValueError(f"device_map={device_map!r}: a GGUF file goes to one device")
+        kind = dtype if dtype == "auto" and where.type != "cpu" else _dtype(dtype, None, path, where)
+        model, own = gguf.read(path, kind)
+        found = own if tokenizer is None else tokenizer
+        return of_memory(model.to(where), found, name=name, ignore=ignore, impl=impl, graphs=graphs)
+    config = _config(path, trust_remote_code)
     kind = _dtype(dtype, config, path, where)
-    text = _text(path, trust_remote_code)
-    defaults = _defaults(path, config, text)
+    text = _text(path, trust_remote_code) if tokenizer is None else Text(tokenizer)
+    defaults = _defaults(path, config, text, ignore)
     foreign = trust_remote_code and getattr(config, "auto_map", None)
     if device_map is None and not foreign and supports(config):
         return Transformer(config, Checkpoint.open(path), name=name, device=where, dtype=kind, defaults=defaults, text=text,
@@ -64,6 +88,40 @@ def load(
 
     return Adapter.load(path, config, name=name, device=where, dtype=kind, device_map=device_map, defaults=defaults, text=text,
                         trust_remote_code=trust_remote_code, impl=impl)  # fmt: skip
+
+
+def of_memory(
+    model: Any, tokenizer: Any = None, *, name: str = "", ignore: Collection[str] = (), impl: str = "auto", graphs: bool = True
+) -> Model:
+    """A transformers model as ours; it is not changed. Raises ``TypeError`` for what is none, ``ValueError`` as :func:`load`."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        hint = "; call its merge_and_unload() first" if type(model).__module__.startswith("peft.") else ""
+        raise TypeError(f"a name, a path or a transformers model, not {type(model).__name__}{hint}")
+    name = name or Path(model.name_or_path).name or type(model).__name__
+    text = None if tokenizer is None else Text(tokenizer)
+    config, modules = copy.copy(model.config), list(model.modules())
+    places = {tensor.device for tensor in model.parameters()}
+    if len(places) > 1 or "meta" in {place.type for place in places}:
+        where = ", ".join(sorted(map(str, places)))
+        raise ValueError(f"{name}: on {where}; a model in memory is on one device, with its weights")
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"{name}: quantised weights in memory; load its folder, or dequantize() it first")
+    if altered := [type(module).__name__ for module in modules if "forward" in vars(module)]:
+        raise ValueError(f"{name}: the forward of {altered[0]} was replaced, so its modules do not say what it computes")
+    said = model.generation_config.to_dict() if model.can_generate() else {}
+    defaults = _decoding(said, None, config, text, ignore, name)
+    config.architectures = [type(model).__name__]
+    homes = {type(module).__module__.partition(".")[0] for module in modules}
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    if homes <= {"torch", "transformers"} and not hooked and supports(config):
+        weights = Checkpoint(model.state_dict(), name)
+        return Transformer(config, weights, name=name, device=model.device, dtype=model.dtype, defaults=defaults, text=text,
+                           impl=impl, graphs=graphs)  # fmt: skip
+    from .hf import Adapter
+
+    return Adapter.of(model, name=name, defaults=defaults, text=text, impl=impl)
 
 
 def load_backbone(
@@ -77,6 +135,8 @@ def load_backbone(
     """
     choose(impl)
     name, path = _find(name_or_path, code=False)
+    if path.is_file():
+        raise ValueError(f"{name}: a GGUF file holds no head but an LM's")
     config = _config(path, code=False)
     where = _where(device)
     kind = _dtype(dtype, config, path, where)
@@ -95,7 +155,8 @@ def load_backbone(
 
 def architecture(name_or_path: str | Path) -> str:
     """The class that a checkpoint's config names; empty where it names none. Raises as :func:`load`."""
-    named = _config(_find(name_or_path, code=False)[1], code=False).architectures
+    _, path = _find(name_or_path, code=False)
+    named = gguf.config(path).architectures if path.is_file() else _config(path, code=False).architectures
     return str(named[0]) if named else ""
 
 
@@ -103,7 +164,7 @@ def weights_hash(name_or_path: str | Path) -> str:
     """What tells checkpoints apart: sha256 over the config and all weights. Reads every byte, about as long as loading does."""
     _, path = _find(name_or_path, code=False)
     whole = hashlib.sha256()
-    for file in (path / "config.json", *safetensors_files(path)):
+    for file in [path] if path.is_file() else (path / "config.json", *safetensors_files(path)):
         with open(file, "rb") as data:
             whole.update(file.name.encode() + hashlib.file_digest(data, "sha256").digest())
     return whole.hexdigest()
@@ -111,29 +172,34 @@ def weights_hash(name_or_path: str | Path) -> str:
 
 def parameters(name_or_path: str | Path) -> int:
     """How many numbers a checkpoint holds, heads included, from the files' headers alone."""
+    _, path = _find(name_or_path, code=False)
+    if path.is_file():
+        return gguf.parameters(path)
     total = 0
-    for file in safetensors_files(_find(name_or_path, code=False)[1]):
+    for file in safetensors_files(path):
         with safe_open(file, framework="pt") as tensors:
             total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - no mapping
     return total
 
 
 def _find(name_or_path: str | Path, code: bool) -> tuple[str, Path]:
-    """The name to show and the folder to read."""
+    """The name to show and the folder, or GGUF file, to read."""
     name = str(name_or_path)
     built_in = sorted(p.name for p in BUILT_IN.iterdir() if p.is_dir()) if BUILT_IN.is_dir() else []
     if isinstance(name_or_path, str) and name in built_in:
         return name, BUILT_IN / name
     path = Path(name).expanduser()
-    local = isinstance(name_or_path, Path) or name.startswith((".", "/", "~"))
+    local = isinstance(name_or_path, Path) or name.startswith((".", "/", "~")) or path.suffix.lower() == ".gguf"
     if not local and "/" not in name:
         raise ValueError(f"{name!r} is no built-in model ({', '.join(built_in) or 'none there'}); for a folder write ./{name}")
     if path.is_dir():
         return path.resolve().name, path
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return path.stem, path
     if path.exists():
-        raise NotADirectoryError(f"{name}: a file; a checkpoint is a folder with config.json and safetensors files")
+        raise NotADirectoryError(f"{name}: a file; a checkpoint is a folder with config.json and safetensors, or a .gguf file")
     if local or name.count("/") != 1 or name.endswith("/"):
-        raise FileNotFoundError(f"{name}: no such folder")
+        raise FileNotFoundError(f"{name}: no such {'file' if path.suffix.lower() == '.gguf' else 'folder'}")
     return name, _download(name, code)
 
 
@@ -153,6 +219,8 @@ def _config(path: Path, code: bool) -> Any:
 
     if not read_json(path / "config.json"):
         raise FileNotFoundError(f"{path}: no config.json, so not a Hugging Face checkpoint")
+    if (path / "adapter_config.json").exists():
+        raise ValueError(f"{path}/adapter_config.json: an adapter beside the weights; merge it (merge_and_unload) and save that")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=code, local_files_only=True)
     except Exception as e:  # its validators raise types of their own
@@ -189,23 +257,21 @@ def _text(path: Path, code: bool) -> Text | None:
         raise ValueError(f"{path}: its tokenizer cannot be read ({_first_line(e)})") from e
 
 
-def _defaults(path: Path, config: Any, text: Text | None) -> Defaults:
-    """What ``generation_config.json`` says. Its sampling settings count only where it says ``do_sample``, as in transformers."""
-    said = read_json(path / "generation_config.json")
-    sampling = said if said.get("do_sample") else {}
-    stop = said.get("eos_token_id")
-    stop = config.get_text_config().eos_token_id if stop is None else stop
-    if stop is None and text is not None:
-        stop = text.tokenizer.eos_token_id
-    return Defaults(
-        temperature=sampling.get("temperature", 1.0 if sampling else None),
-        top_k=sampling.get("top_k"),
-        top_p=sampling.get("top_p"),
-        min_p=sampling.get("min_p"),
-        repetition_penalty=said.get("repetition_penalty"),
-        max_tokens=said.get("max_new_tokens"),
-        stop_ids=() if stop is None else (stop,) if isinstance(stop, int) else tuple(stop),
-    )
+def _defaults(path: Path, config: Any, text: Text | None, ignore: Collection[str]) -> Defaults:
+    """What ``generation_config.json`` says, or where there is none, as in old checkpoints, ``config.json``."""
+    source, old = path / "generation_config.json", read_json(path / "config.json")
+    said = read_json(source)
+    if not source.exists():
+        source, said = path / "config.json", old
+    # What the file says, not what the config's class would have it be: of that transformers takes no notice either.
+    ends = old.get("eos_token_id", (old.get("text_config") or {}).get("eos_token_id"))
+    return _decoding(said, ends, config, text, ignore, str(source))
+
+
+def _decoding(said: dict[str, Any], ends: Any, config: Any, text: Text | None, ignore: Collection[str], source: str) -> Defaults:
+    if ends is None and text is not None:
+        ends = text.tokenizer.eos_token_id
+    return settings.decoding(said, ends, config.get_text_config().vocab_size, ignore=ignore, source=source)
 
 
 def _first_line(error: Exception) -> str:

@@ -31,7 +31,10 @@ class Defaults:
     min_p: float | None = None
     repetition_penalty: float | None = None
     max_tokens: int | None = None
+    min_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
+    suppressed: tuple[int, ...] = ()
+    """Tokens that are never drawn."""
 
 
 @dataclass(frozen=True, slots=True)

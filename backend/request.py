@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any, Literal
 
 from torch import Tensor
@@ -20,9 +19,11 @@ from torch import Tensor
 from ..checks import flag, number, whole
 from ..schema import Completion, FinishReason
 from .batch import Part
+from .chat import check_text
 from .kv import Context
 from .model import Defaults
-from .text import TextStream
+from .stops import Stops, stops_of
+from .text import TextStream, is_whole, token_ids
 
 LARGEST = 1e30
 """Of what changes logits: so much more and their float32 would run over."""
@@ -66,8 +67,9 @@ class Sampling:
         demand("frequency_penalty", lambda x: abs(x) <= LARGEST, "a number from -1e30 to 1e30")
         if not isinstance(self.logit_bias, Mapping):
             raise TypeError(f"logit_bias={self.logit_bias!r}: a mapping of token ids to numbers")
-        biases = {token_id("logit_bias", token): _bias(token, bias) for token, bias in self.logit_bias.items()}
-        object.__setattr__(self, "logit_bias", biases)
+        biases = [_bias(token, bias) for token, bias in self.logit_bias.items()]
+        ids = token_ids(list(self.logit_bias), "logit_bias")
+        object.__setattr__(self, "logit_bias", dict(zip(ids, biases, strict=True)))
 
     @property
     def edits_logits(self) -> bool:
@@ -80,6 +82,8 @@ class Sampling:
         """The caller's settings, else the checkpoint's, else this class's."""
         own = {name: getattr(defaults, name) for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
         chosen = {k: v for k, v in own.items() if v is not None} | {k: v for k, v in given.items() if v is not None}
+        if defaults.suppressed and isinstance(bias := chosen.get("logit_bias", {}), Mapping):
+            chosen["logit_bias"] = dict.fromkeys(defaults.suppressed, -math.inf) | dict(bias)
         return cls(**chosen)
 
 
@@ -111,9 +115,15 @@ class Request:
     seed: int
     first: int = 0
     """Number of the first sample: with the same seed, a sample of one number is the same text whoever asks for it."""
+    noise_seed: int = field(init=False)
+    """What its noise is made from: a hash of ``seed`` and the prompt, so that unlike prompts of one seed have unlike noise."""
     certainty: bool = False
     """Whether its completions say how certain the model was at each token."""
+    stop_names: Mapping[int, str] = field(default_factory=dict)
+    """Stop ids that were asked for by the text of a special token, and that text."""
     sink: Callable[[Piece], None] | None = None
+    stops: Stops | None = None
+    """Looks for ``stop_strings``; of all samples."""
     future: Future[list[Completion]] = field(default_factory=Future)
     results: dict[int, Completion] = field(default_factory=dict)
     leader: Sample | None = None
@@ -122,6 +132,7 @@ class Request:
     born: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
+        self.stops = stops_of(self.stop_strings) if self.stop_strings else None
         if not self.prompt:
             raise ValueError("an empty prompt: there is nothing to continue (give at least one token, such as BOS)")
         self.n = whole("n", self.n, 1, MOST_SAMPLES)
@@ -135,24 +146,16 @@ class Request:
             raise ValueError(f"logprobs={self.logprobs!r}: None, 'raw' (of the model) or 'processed' (what was sampled from)")
         for name in ("certainty", "include_stop"):
             flag(name, getattr(self, name))
+        line = ",".join(map(str, (self.seed, *self.prompt)))
+        self.noise_seed = int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "big")
 
 
-def token_id(what: str, value: Any) -> int:
-    """``value`` as a token id. Raises ``TypeError`` for what is no whole number."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{what}: {value!r} is no token id, but {type(value).__name__}")
-    return int(value)
-
-
-def check_ids(ids: Iterable[Any], vocabulary: int, what: str) -> list[int]:
-    """``ids`` as plain numbers. Raises, with the value in the message, for what is no token id of the model."""
-    if isinstance(ids, bytes | bytearray | memoryview):
-        raise TypeError(f"{what}: {bytes(ids[:20])!r}: bytes are no token ids; text is a str")
-    found = []
-    for i in ids:
-        if not 0 <= (token := i if type(i) is int else token_id(what, i)) < vocabulary:
-            raise ValueError(f"{what}: token id {token} outside a vocabulary of {vocabulary}")
-        found.append(token)
+def check_ids(ids: Iterable[int], vocabulary: int, what: str) -> list[int]:
+    """``ids`` as plain integers; refuses, with the value in the message, what is no token id of the model."""
+    found = token_ids(ids, what)
+    for i in found:
+        if not 0 <= i < vocabulary:
+            raise ValueError(f"{what}: token id {i} outside a vocabulary of {vocabulary}")
     return found
 
 
@@ -167,11 +170,12 @@ def split_stops(stop: Stop | Iterable[Stop] | None) -> tuple[frozenset[int], tup
     """Token ids and strings of a ``stop`` argument. Raises ``TypeError`` for anything else, ``ValueError`` for an empty one."""
     items: Sequence[Any] = () if stop is None else list(stop) if isinstance(stop, list | tuple | set | frozenset) else [stop]
     for item in items:
-        if isinstance(item, bool) or not isinstance(item, Integral | str):
+        if not isinstance(item, str) and not is_whole(item):
             raise TypeError(f"stop={item!r}: a stop is a string or a token id, not {type(item).__name__}")
         if item == "":
             raise ValueError("stop='': an empty string is everywhere")
-    return frozenset(int(i) for i in items if not isinstance(i, str)), tuple(i for i in items if isinstance(i, str))
+    strings = dict.fromkeys(check_text(item, "stop") for item in items if isinstance(item, str))
+    return frozenset(int(i) for i in items if not isinstance(i, str)), tuple(strings)
 
 
 def draw_seed() -> int:
@@ -241,8 +245,10 @@ class Sample:
     peak_slots: int = 0
     """The most slots it held beside these."""
     stop_reason: Stop | None = None
-    stop_at: int = 0
-    """Where in ``text`` the stop string begins."""
+    stop_at: int | None = None
+    """Where in ``text`` the stop string begins; None where a token stopped it."""
+    stop_state: int = 0
+    """Of the search for stop strings."""
     finish: FinishReason | None = None
 
     def note_peak(self) -> None:

@@ -18,13 +18,14 @@ from .generator import Score
 from .kv import Context, PoolFull
 from .request import check_ids
 from .runner import Runner
+from .text import is_listed
 
 
 def score_continuations(runner: Runner, prompt: list[int], continuations: Sequence[str | Sequence[int]]) -> list[Score]:
     """A score per continuation. Raises ``ValueError`` for empty input or what can never fit, ``FloatingPointError`` for NaN."""
-    if isinstance(continuations, str) or not isinstance(continuations, Sequence):
+    if not is_listed(continuations):
         raise TypeError(f"continuations={continuations!r}: a list of texts or of lists of token ids")
-    texts = [_tokens(runner, continuation) for continuation in continuations]
+    texts = [_tokens(runner, prompt, continuation) for continuation in continuations]
     if not texts:
         return []
     _check(runner, prompt, len(prompt) + max(map(len, texts)))
@@ -47,11 +48,11 @@ def score_continuations(runner: Runner, prompt: list[int], continuations: Sequen
 
 def score_labels(runner: Runner, prompt: list[int], labels: Sequence[str | int]) -> dict[str | int, float]:
     """Label -> its share of the next token's probability among the labels. Raises as :func:`score_continuations`."""
-    if isinstance(labels, str) or not isinstance(labels, Sequence):
+    if not is_listed(labels):
         raise TypeError(f"labels={labels!r}: a list of texts of one token each, or of token ids")
     ids = []
     for label in labels:
-        tokens = _tokens(runner, [label] if isinstance(label, int) else label)
+        tokens = _tokens(runner, prompt, label if isinstance(label, str) else [label])
         if len(tokens) != 1:
             raise ValueError(f"label {label!r} is {len(tokens)} tokens: a label is one")
         ids += tokens
@@ -65,21 +66,20 @@ def score_labels(runner: Runner, prompt: list[int], labels: Sequence[str | int])
     return dict(zip(labels, shares, strict=True))
 
 
-def _tokens(runner: Runner, continuation: str | Sequence[int]) -> list[int]:
+def _tokens(runner: Runner, prompt: list[int], continuation: str | Sequence[int]) -> list[int]:
     ids: list[int]
     text = runner.model.text
     if not isinstance(continuation, str):
-        if not isinstance(continuation, Sequence):
+        if not is_listed(continuation):
             raise TypeError(f"{continuation!r}: text or a list of token ids, not {type(continuation).__name__}")
         ids = [*continuation]
     elif text is None:
         raise ValueError(f"{runner.model.info.name} has no tokenizer: give token ids")
     else:
-        ids = text.encode_continuation(continuation)
+        ids = text.encode_continuation(continuation, prompt)
     if not ids:
         raise ValueError(f"continuation {continuation!r} has no tokens")
-    check_ids(ids, runner.model.info.vocab_size, "continuation")
-    return ids
+    return check_ids(ids, runner.model.info.vocab_size, "continuation")
 
 
 def _check(runner: Runner, prompt: list[int], longest: int) -> None:

@@ -19,7 +19,7 @@ from ..kernels.rotary import Rotary
 from ..kernels.transfer import numbered, put
 from ..kernels.write import Norms, rms, write
 from .batch import Ahead, NewTokens, Output, Stages, TokenBatch, walk
-from .checkpoint import Checkpoint
+from .checkpoint import EMBEDDING, HEAD, Checkpoint
 from .graphs import Graphs
 from .kv import LayerSpec
 from .model import Defaults, Model, ModelInfo
@@ -101,10 +101,9 @@ class Transformer(Model):
         # One table [positions, 2, dim]: cos twice over, and sin with the sign of the half it is added to.
         self._rotation = torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)), 1).to(device, dtype)
         weights = weights.on(device, dtype)
-        self._embedding = weights.read("embed_tokens.weight", (config.vocab_size, config.hidden_size))
+        self._embedding, head = self._ends(config, weights)
         self._norm = weights.read("norm.weight", (config.hidden_size,))
-        head = self._lm_head(config, weights, self._embedding)
-        self._head = None if head is None else _turned(head, config.tie_word_embeddings)
+        self._head = None if head is None else _turned(head, head is self._embedding)
         self._blocks = [self._block(config, weights, i) for i in range(config.num_hidden_layers)]
         weights.finish()
         spec = LayerSpec(self.kv_heads, self.dim, self.dim, device, rope_spec(config, frequencies))
@@ -114,10 +113,12 @@ class Transformer(Model):
         self.recorded_tokens = 0 if self._graphs is None else self._graphs.tokens
 
     @staticmethod
-    def _lm_head(config: Any, weights: Checkpoint, embedding: Tensor) -> Tensor | None:
-        if any(a in HEADLESS.values() for a in config.architectures or ()):
-            return None
-        return embedding if config.tie_word_embeddings else weights.read("lm_head.weight", embedding.shape)
+    def _ends(config: Any, weights: Checkpoint) -> tuple[Tensor, Tensor | None]:
+        """Embedding and LM head."""
+        shape, headless = (config.vocab_size, config.hidden_size), any(a in HEADLESS.values() for a in config.architectures or ())
+        if config.tie_word_embeddings and not headless:
+            return weights.tied(shape)
+        return weights.read(EMBEDDING, shape), None if headless else weights.read(HEAD, shape)
 
     @property
     def has_head(self) -> bool:

@@ -263,7 +263,7 @@ class DraftModel(Source):
         keys = []
         for leaf in leaves:
             row = rows[leaf.row]
-            stream = noise.stream(row.request.seed, row.sample, noise.Lane.DRAFT, row.index)
+            stream = noise.stream(row.request.noise_seed, row.sample, noise.Lane.DRAFT, row.index)
             keys.append(noise.mix(stream, len(row.output), len(leaf.path)))  # of this round alone
         key = put(np.array(keys, np.uint64).view(np.int64), law.device)
         noisy, law = law + noise.gumbel(key, torch.arange(law.shape[1], device=law.device)), law.exp()

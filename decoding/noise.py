@@ -50,25 +50,55 @@ def stream(seed: int, sample: int, lane: Lane, row: int = 0) -> int:
 
 def keys(streams: np.ndarray, positions: np.ndarray) -> Tensor:
     """[N] int64 keys of (stream, position) pairs; both [N] uint64."""
-    with np.errstate(over="ignore"):
-        h = streams ^ (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_STEP)
-        for multiplier in (_M1, _M2):
-            h ^= h >> np.uint64(33)
-            h = h * np.uint64(multiplier)
+    h = streams ^ (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_STEP)
+    for multiplier in (_M1, _M2):
         h ^= h >> np.uint64(33)
+        h *= np.uint64(multiplier)
+    h ^= h >> np.uint64(33)
     return torch.from_numpy(h.view(np.int64))
 
 
 def gumbel(key: Tensor, tokens: Tensor) -> Tensor:
     """Standard Gumbel noise for ``key`` [N] and token ids [N, M] or [M]: float32 [N, M], the same on every device."""
     h = (tokens + 1) * _signed(_STEP) ^ key.unsqueeze(-1)
-    for multiplier in (_M1, _M2):
+    for multiplier in (_M1, _M2):  # what the finaliser does after this changes lower bits alone
         h ^= (h >> 33).bitwise_and_(0x7FFFFFFF)
         h *= _signed(multiplier)
-    h ^= (h >> 33).bitwise_and_(0x7FFFFFFF)
+    return _gumbel((h >> 32).bitwise_and_(0xFFFFFFFF))
+
+
+def _gumbel(bits: Tensor) -> Tensor:
     # 32 bits as u in (0, 1): small u, where the winners are, keeps full precision in -log1p(-u).
-    u = (h >> 32).bitwise_and_(0xFFFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
+    u = bits.to(torch.float32).add_(0.5).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
     return u.neg_().log1p_().neg_().log_().neg_()
+
+
+def hashes(key: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """What noise for ``key`` (one, or [M]) and ``tokens`` [M], both uint64, is made of: [M] uint32; the smaller, the more."""
+    h = tokens + np.uint64(1)
+    h *= np.uint64(_STEP)
+    h ^= key
+    half = h >> np.uint64(33)
+    h ^= half
+    h *= np.uint64(_M1)
+    np.right_shift(h, np.uint64(33), out=half)
+    h ^= half
+    h *= np.uint64(_M2)
+    return (h >> np.uint64(32)).astype(np.uint32)
+
+
+def gumbel_of(bits: np.ndarray) -> np.ndarray:
+    """The noise [M] float32 that :func:`gumbel` makes of such ``bits`` [M]."""
+    noise: np.ndarray = _gumbel(torch.from_numpy(bits.astype(np.int64))).numpy()
+    return noise
+
+
+def fewer_than(noise: np.ndarray) -> np.ndarray:
+    """For ``noise`` [N]: a number [N] float64 that the bits of all larger noise are below."""
+    # One per million and one more: what float32 may have rounded.
+    with np.errstate(over="ignore"):
+        below: np.ndarray = -np.expm1(-np.exp(-noise)) * (2.0**32 * (1 + 1e-6)) + 1
+    return below
 
 
 def _signed(value: int) -> int:

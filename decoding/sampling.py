@@ -7,6 +7,7 @@ Processing is a function of (logits, settings, tokens so far), so that drafted p
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,9 @@ from torch import Tensor
 from ..backend.decoder import Draft
 from ..backend.request import Row, Sampling
 from ..kernels.transfer import put, read
-from . import noise
+from . import candidates, noise
+
+_Choice = tuple["list[float] | Tensor", "list[float] | Tensor | None", Tensor, "Tensor | None"]
 
 
 @dataclass(slots=True)
@@ -43,9 +46,14 @@ def process(
 
     ``sampling``, ``prompts`` and ``outputs`` belong to each row of ``logits`` [N, vocabulary]: what came before it.
     """
-    scores = logits.float()
     if any(s.edits_logits for s in sampling):
-        scores = _edit(scores.clone(), sampling, prompts, outputs)
+        logits = _edit(logits.to(torch.float32, copy=True), sampling, prompts, outputs)
+    return _law(logits, sampling)
+
+
+def _law(logits: Tensor, sampling: Sequence[Sampling]) -> Tensor:
+    """The same of logits with penalties and bias in them."""
+    scores = logits.float()
     temperature = put([[s.temperature] for s in sampling], scores.device)
     if min(s.temperature for s in sampling) > 0:
         return filter_scores(scores / temperature, sampling).log_softmax(-1)
@@ -59,23 +67,43 @@ def process(
 def _edit(
     scores: Tensor, sampling: Sequence[Sampling], prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]
 ) -> Tensor:
-    """Penalties and bias, row by row, in place."""
+    """Penalties and bias on ``scores`` [N, vocabulary], in place. ``prompts`` and ``outputs`` are what came before each row."""
     for row, s, prompt, output in zip(scores, sampling, prompts, outputs, strict=True):
         if s.repetition_penalty != 1:
             seen = put([*prompt, *output], row.device, torch.int64)
             old = row[seen]
             row[seen] = torch.where(old < 0, old * s.repetition_penalty, old / s.repetition_penalty)
         if (s.presence_penalty or s.frequency_penalty) and output:
-            ids = put(output, row.device)
-            counts = torch.zeros_like(row).index_add_(0, ids, torch.ones_like(ids, dtype=row.dtype))
-            row -= s.frequency_penalty * counts + s.presence_penalty * (counts > 0)
-        for token, bias in s.logit_bias.items():
-            row[token] += bias
+            often = Counter(output)
+            counts = put([float(n) for n in often.values()], row.device)
+            row[put(list(often), row.device)] -= s.frequency_penalty * counts + s.presence_penalty
+        if s.logit_bias:
+            row[put(list(s.logit_bias), row.device)] += put([float(bias) for bias in s.logit_bias.values()], row.device)
     return scores
 
 
 def filter_scores(scores: Tensor, sampling: Sequence[Sampling]) -> Tensor:
-    """Top-k, then top-p, then min-p, each on what the one before left; ties at the edge of top-k stay."""
+    """Top-k, then top-p, then min-p, each on what the one before left; ties at the edge of top-k stay, one token always does.
+
+    ``scores`` [N, vocabulary] are float32, over temperature; what goes is minus infinity.
+    """
+    if not scores.is_cpu:
+        return sort_and_filter(scores, sampling)
+    table = scores.numpy()
+    settings = candidates.Settings.of(sampling, temperature=1.0)
+    some = np.flatnonzero((settings.kind > 0) & np.isfinite(table.max(1)))
+    if not len(some):
+        return scores
+    left = candidates.kept(table[some], settings[some])
+    filtered = table.copy()
+    filtered[some] = -np.inf
+    rows = some[left.rows]
+    filtered[rows, left.tokens] = table[rows, left.tokens]
+    return torch.from_numpy(filtered)
+
+
+def sort_and_filter(scores: Tensor, sampling: Sequence[Sampling]) -> Tensor:
+    """:func:`filter_scores` by sorting the vocabulary, where looking at the numbers would be to wait for them."""
     vocabulary = scores.shape[1]
     device = scores.device
     top_k = [min(s.top_k, vocabulary) or vocabulary for s in sampling]
@@ -89,7 +117,7 @@ def filter_scores(scores: Tensor, sampling: Sequence[Sampling]) -> Tensor:
         ordered, index = scores.sort(dim=-1, descending=True, stable=True)
         mass = ordered.softmax(-1).cumsum(-1)
         before = torch.cat((torch.zeros_like(mass[:, :1]), mass[:, :-1]), -1)
-        gone = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, index, (before >= top_p) & (top_p < 1))
+        gone = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, index, (before >= top_p) & (before > 0) & (top_p < 1))
         scores = scores.masked_fill(gone, -torch.inf)
     if any(s.min_p > 0 for s in sampling):
         min_p = put([[s.min_p] for s in sampling], device)
@@ -182,6 +210,7 @@ class Sampler:
     def __init__(self) -> None:
         self._rows: list[Row] = []
         self._sampling: list[Sampling] = []
+        self._settings = candidates.Settings.of([])
         self._streams = np.empty(0, np.uint64)
         self._edits = False
         """Whether some row's logits are not used as they are."""
@@ -202,13 +231,9 @@ class Sampler:
         its own position. One of NaN or no finite logit fails alone.
         """
         self._prepare(rows)
-        best, tokens = _best(logits)
-        processed = chosen = None
         starved = self._fewest > 0 and any(len(row.output) < row.request.min_tokens for row in rows)
-        if not self._greedy or self._edits or starved:
-            processed = self.process(rows, logits, nodes, starved)
-            chosen, tokens = _best(processed + self._noise(rows, logits, nodes))
-        logprobs = self._logprobs(logits, processed, tokens, nodes) if self._asked else None
+        draw = self._draw_on_host if logits.is_cpu else self._draw_on_device
+        best, chosen, tokens, logprobs = draw(rows, logits, nodes, starved)
         certainty = self.certainty(rows, logits) if self._certainty else None
         if isinstance(best, Tensor):
             best, chosen, tokens, logprobs, certainty = read(best, chosen, tokens, logprobs, certainty)
@@ -220,37 +245,103 @@ class Sampler:
                 failed.setdefault(i, ValueError(f"output token {self._length(rows, nodes, i)}: all tokens are ruled out"))
         return Drawn(tokens, logprobs, certainty, failed)
 
+    def _draw_on_host(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None, starved: bool) -> _Choice:
+        """The best logit of each place, the best one to draw from where these differ, the tokens, their log-probabilities."""
+        scores = logits.float()
+        best, tokens = _best(scores)
+        chosen = None
+        if starved or self._edits:
+            scores = self._edited(rows, logits, nodes, starved)
+            chosen, tokens = _best(scores)
+        processed = None
+        if not self._greedy:
+            places = self._sampled(nodes, best if chosen is None else chosen)
+            found, law = self._draw_at(rows, scores, nodes, places, 1)
+            tokens[places] = torch.from_numpy(found[:, 0])
+            if self._asked:
+                processed = torch.zeros(len(scores), dtype=torch.float64)
+                processed[places] = torch.from_numpy(law[:, 0])
+        return best, chosen, tokens, self._logprobs(logits, processed, tokens, nodes)
+
+    def _draw_on_device(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None, starved: bool) -> _Choice:
+        """The same without a look at the numbers, which would be to wait for them."""
+        best, tokens = _best(logits)
+        chosen = law = None
+        if not self._greedy or self._edits or starved:
+            processed = self.process(rows, logits, nodes, starved)
+            chosen, tokens = _best(processed + self._noise(rows, logits, nodes))
+            law = processed.gather(1, tokens[:, None])[:, 0] if self._asked else None
+        return best, chosen, tokens, self._logprobs(logits, law, tokens, nodes)
+
+    def _sampled(self, nodes: Nodes | None, best: list[float] | Tensor) -> np.ndarray:
+        """The places [N] that are not greedy and can be drawn at: ``best`` are their largest scores."""
+        warm = self._settings.temperature > 0
+        return np.flatnonzero((warm if nodes is None else warm[nodes.owner]) & np.isfinite(np.asarray(best)))
+
+    def _draw_at(self, rows: Sequence[Row], scores: Tensor, nodes: Nodes | None, places: np.ndarray, count: int
+                 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """The best ``count`` tokens under the noise of each of ``places`` among ``scores``, and their log-probabilities."""
+        if not len(places):
+            return np.empty((0, count), np.int64), np.empty((0, count))
+        table = scores.numpy()
+        keys = self._keys(rows, nodes).numpy().view(np.uint64)
+        settings = self._settings if nodes is None else self._settings[np.array(nodes.owner)]
+        if len(places) < len(table):
+            table, settings, keys = table[places], settings[places], keys[places]
+        return candidates.draw(table, settings, keys, count)
+
     def process(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None = None, starved: bool = True) -> Tensor:
         """The log-probabilities [N, vocabulary] that tokens are drawn from at each node."""
         self._prepare(rows)
+        scores = self._edited(rows, logits, nodes, starved) if starved or self._edits else logits
+        return _law(scores, self._sampling if nodes is None else [self._sampling[r] for r in nodes.owner])
+
+    def _edited(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None, starved: bool) -> Tensor:
+        """A copy of ``logits`` in float32, with stops out of reach for the ``starved``, penalties and bias."""
+        scores = logits.to(torch.float32, copy=True)
         if starved:
-            logits = self._mask_stops(rows, logits, nodes)
+            self._mask_stops(rows, scores, nodes)
+        if not self._edits:
+            return scores
         if nodes is None:
-            return process(logits, self._sampling, [row.prompt for row in rows], [row.output for row in rows])
-        outputs: Sequence[Sequence[int]] = [()] * len(nodes.owner)
-        if self._edits:
-            outputs = [[*rows[r].output, *path] for r, path in zip(nodes.owner, nodes.paths, strict=True)]
-        return process(logits, [self._sampling[r] for r in nodes.owner], [rows[r].prompt for r in nodes.owner], outputs)
+            return _edit(scores, self._sampling, [row.prompt for row in rows], [row.output for row in rows])
+        outputs = [[*rows[r].output, *path] for r, path in zip(nodes.owner, nodes.paths, strict=True)]
+        return _edit(scores, [self._sampling[r] for r in nodes.owner], [rows[r].prompt for r in nodes.owner], outputs)
 
     def guess(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes, count: int) -> tuple[list[list[int]], list[list[float]]]:
         """What :meth:`draw` will likely say at each node, if the model that it asks agrees with these ``logits``: the ``count``
         tokens that do best under its own noise, best first, and their probabilities here."""
         self._prepare(rows)
-        plain = self._greedy and not self._edits
-        if plain and count == 1:
-            shares, found = logits.float().softmax(-1).max(-1, keepdim=True)
-        else:
-            law = logits.float() if plain else self.process(rows, logits, nodes)
-            found = (law if plain else law + self._noise(rows, logits, nodes)).topk(min(count, law.shape[1]), -1).indices
-            shares = law.softmax(-1).gather(1, found)
-        found, shares = read(found, shares)
+        scores = self._edited(rows, logits, nodes, True) if self._edits or self._fewest else logits.float()
+        count = min(count, scores.shape[1])
+        if scores.is_cpu:
+            return self._guess_on_host(rows, scores, nodes, count)
+        law = scores if self._greedy else _law(scores, [self._sampling[r] for r in nodes.owner])
+        found = (law if self._greedy else law + self._noise(rows, logits, nodes)).topk(count, -1).indices
+        found, shares = read(found, law.softmax(-1).gather(1, found))
         return found.tolist(), shares.tolist()
+
+    def _guess_on_host(self, rows: Sequence[Row], scores: Tensor, nodes: Nodes, count: int
+                       ) -> tuple[list[list[int]], list[list[float]]]:  # fmt: skip
+        table = scores.numpy()
+        found, law = np.zeros((len(table), count), np.int64), np.full((len(table), count), -np.inf)
+        warm = np.empty(0, np.int64)
+        if not self._greedy:
+            warm = self._sampled(nodes, torch.from_numpy(table.max(1)))
+            found[warm], law[warm] = self._draw_at(rows, scores, nodes, warm, count)
+        cold = np.setdiff1d(np.arange(len(table)), warm)
+        if len(cold):
+            mine = table if len(cold) == len(table) else table[cold]
+            found[cold] = candidates.largest(mine, count)
+            law[cold] = np.take_along_axis(mine, found[cold], 1) - candidates.log_total(mine)[:, None]
+        return found.tolist(), np.exp(law).tolist()
 
     def _prepare(self, rows: Sequence[Row]) -> None:
         if self._rows == rows:
             return
         self._rows = list(rows)
         self._sampling = [row.request.sampling for row in rows]
+        self._settings = candidates.Settings.of(self._sampling)
         self._edits = any(s.edits_logits for s in self._sampling)
         self._greedy = all(s.temperature == 0 for s in self._sampling)
         self._fewest = max(row.request.min_tokens for row in rows)
@@ -258,35 +349,40 @@ class Sampler:
         if not any(self._asked):
             self._asked.clear()
         self._certainty = any(row.request.certainty for row in rows)
-        streams = [noise.stream(row.request.seed, row.sample, noise.Lane.TARGET, row.index) for row in rows]
+        streams = [noise.stream(row.request.noise_seed, row.sample, noise.Lane.TARGET, row.index) for row in rows]
         self._streams = np.array(streams, np.uint64)
 
-    def _noise(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None) -> Tensor:
-        if self._vocabulary is None or len(self._vocabulary) != logits.shape[1]:
-            self._vocabulary = torch.arange(logits.shape[1], device=logits.device)
+    def _keys(self, rows: Sequence[Row], nodes: Nodes | None) -> Tensor:
+        """Of the noise [N] of each row or node."""
         positions, streams = np.array([len(row.output) for row in rows], np.uint64), self._streams
         if nodes is not None:
             positions, streams = (
                 positions[nodes.owner] + np.array([len(path) for path in nodes.paths], np.uint64),
                 streams[nodes.owner],
             )
-        return noise.gumbel(put(noise.keys(streams, positions), logits.device), self._vocabulary)
+        return noise.keys(streams, positions)
 
-    def _mask_stops(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None) -> Tensor:
-        """Stop tokens are out of reach before ``min_tokens``."""
-        masked = logits.clone()
+    def _noise(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None) -> Tensor:
+        if self._vocabulary is None or len(self._vocabulary) != logits.shape[1]:
+            self._vocabulary = torch.arange(logits.shape[1], device=logits.device)
+        return noise.gumbel(put(self._keys(rows, nodes), logits.device), self._vocabulary)
+
+    def _mask_stops(self, rows: Sequence[Row], masked: Tensor, nodes: Nodes | None) -> None:
+        """Stop tokens are out of reach before ``min_tokens``; in place."""
         for i, r in enumerate(range(len(rows)) if nodes is None else nodes.owner):
             request = rows[r].request
             if request.stop_ids and self._length(rows, nodes, i) < request.min_tokens:
                 masked[i].index_fill_(0, put(list(request.stop_ids), masked.device), -torch.inf)
-        return masked
 
     def _logprobs(self, logits: Tensor, processed: Tensor | None, tokens: Tensor, nodes: Nodes | None) -> Tensor | None:
+        """Of ``tokens`` [N], as each row asked; ``processed`` [N] is that of what they were drawn from, None: all on one."""
         if not self._asked:
             return None
         asked = self._asked if nodes is None else [self._asked[r] for r in nodes.owner]
-        raw = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-        drawn = torch.zeros_like(raw) if processed is None else processed.gather(1, tokens[:, None])[:, 0]
+        scores = logits.float()
+        total = torch.from_numpy(candidates.log_total(scores.numpy())) if scores.is_cpu else scores.logsumexp(-1)
+        raw = (scores.gather(1, tokens[:, None])[:, 0] - total).float()
+        drawn = torch.zeros_like(raw) if processed is None else processed.float()
         return torch.where(put([a == "processed" for a in asked], raw.device), drawn, raw)
 
     def logprobs(
@@ -296,7 +392,8 @@ class Sampler:
         self._prepare(rows)
         index, tokens = put(places, logits.device), put(tokens, logits.device)
         some = Nodes([(nodes.owner[i], nodes.paths[i]) for i in places])
-        return self._logprobs(logits[index], processed[index], tokens, some) if self._asked else None
+        law = processed[index].gather(1, tokens[:, None])[:, 0]
+        return self._logprobs(logits[index], law, tokens, some) if self._asked else None
 
     def certainty(self, rows: Sequence[Row], logits: Tensor, places: Sequence[int] | None = None) -> Tensor | None:
         """Of the model at ``places`` among ``logits``, default all; None if none of ``rows`` asked."""

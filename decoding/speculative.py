@@ -134,7 +134,7 @@ class Speculative(Speculation):
                         logprobs=self._sampler.logprobs(rows, output.logits, logs, nodes, places, chosen))  # fmt: skip
 
     def _judge(self, i: int, row: Row, ids: list[int], parents: list[int], p: acceptance.Table) -> Accepted:
-        coins = HashCoins(row.request.seed, row.sample, row.index, len(row.output))
+        coins = HashCoins(row.request.noise_seed, row.sample, row.index, len(row.output))
         source = self.sources[0]
         assert isinstance(source, DraftModel)
         laws = source.laws[i] if i < len(source.laws) else {}

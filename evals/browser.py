@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..schema import Cost, Verdict
 from .draws import Draw, Judged
-from .folder import read
+from .folder import once
 from .markup import Html, cut, escaped, h, join, unfolds
 from .terminal import amount
 
@@ -63,7 +63,7 @@ def _evenly(judged: Sequence[Judged], count: int) -> list[Judged]:
 def _texts(path: str | Path, problems: set[str]) -> dict[str, dict[int, str]]:
     """By problem and draw."""
     found: dict[str, dict[int, str]] = {problem: {} for problem in problems}
-    for row in read(path, "samples"):
+    for row in once(path, "samples", "problem", "index"):
         if row["problem"] in problems:
             found[row["problem"]][row["index"]] = row["completion"]["text"]
     return found

@@ -255,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
 def _options(*names: str) -> str:
     """The part of a help text that lists config groups."""
     known = groups()
-    more = {"model": "; or a folder, model=./checkpoint, or a Hub id, model=org/name"}
+    more = {"model": "; or a folder, model=./checkpoint, a file, model=./file.gguf, or a Hub id, model=org/name"}
     width = max(map(len, names))
     listed = [f"  {name.replace('/', '.'):<{width}} {', '.join(known[name])}{more.get(name, '')}" for name in names]
     return "\n".join(["groups (GROUP=OPTION):", *listed, "\n"])

@@ -110,7 +110,7 @@ def _spell_out(override: str) -> list[str]:
         return _spell_out(f"{inner}={value}")
     if key in OPTIONAL and value == "null":
         return []  # as it is anyway, and Hydra does not know how to say it
-    if key != "model" or not given or ("/" not in value and not value.startswith((".", "~"))):
+    if key != "model" or not given or ("/" not in value and not value.startswith((".", "~")) and not value.endswith(".gguf")):
         return [override]
     return ["model=hf", f"model.name_or_path={QuotedString(value, Quote.single).with_quotes()}"]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..schema import Completion, Cost, FinishReason, Verdict
 from .estimators import Floats, Ints
-from .folder import identity, read
+from .folder import identity, once
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +85,15 @@ def problems_of(path: str | Path, truth: str | None = None) -> list[Judged]:
     """
     name = truth or truth_of(path)
     verdicts: dict[tuple[str, int], dict[str, Verdict]] = {}
-    for row in read(path, "verdicts"):
+    for row in once(path, "verdicts", "verifier", "problem", "index"):
         verdict = verdict_of(row)
         verdicts.setdefault((row["problem"], row["index"]), {})[verdict.verifier] = verdict
     completions: dict[str, dict[int, tuple[FinishReason, Cost, int]]] = {}
-    for row in read(path, "samples"):
+    for row in once(path, "samples", "problem", "index"):
         drawn = Completion.from_json(row["completion"])
         completions.setdefault(row["problem"], {})[row["index"]] = drawn.finish_reason, drawn.cost, hash(drawn.text)
     found = []
-    for row in read(path, "solutions"):
+    for row in once(path, "solutions", "problem_id"):
         problem = row["problem_id"]
         draws = []
         for candidate in sorted(row["candidates"], key=lambda candidate: int(candidate["index"])):

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from tqdm import tqdm
 from ..backend.engine import Engine
 from ..backend.load import weights_hash
 from ..backend.memory import GPU_MEMORY_UTILIZATION
+from ..backend.model import Model
+from ..backend.text import Text
 from ..schema import Completion, Problem, Prompt, Solution
 from ..search.strategy import Draws, Strategy, seed_of
 from ..verifiers.verifier import Verifier
@@ -104,7 +106,7 @@ def evaluate_one(config: DictConfig) -> Results | None:
     with ExitStack() as stack:
         truth = task.truth()
         stack.callback(truth.close)
-        what = _identity(config, truth)
+        what = _identity(config, truth, model)
         path = Path(plan.path or f"runs/{task.name}-{model.info.name}-{_short(what)}")
         folder = stack.enter_context(RunFolder(path, what))
         engine = stack.enter_context(Engine(model, decoder, gpu_memory_utilization=plan.gpu_memory_utilization))
@@ -145,10 +147,10 @@ class _Work:
         self.clock = Clock()
         """Of the truth's verdicts."""
         self._known: dict[str, dict[int, Completion]] = {}
-        for row in folder.read("samples"):
+        for row in folder.once("samples", "problem", "index"):
             self._known.setdefault(row["problem"], {})[row["index"]] = Completion.from_json(row["completion"])
         self._judged = Judgements(folder)
-        self._solved = {row["problem_id"] for row in folder.read("solutions")}
+        self._solved = {row["problem_id"] for row in folder.once("solutions", "problem_id")}
 
     async def all(self, problems: Sequence[Problem], engine: Engine) -> None:
         """Everything that is not there yet."""
@@ -208,10 +210,26 @@ def _solution(problem: Problem, solution: Solution) -> dict[str, Any]:
     return short.to_json() | {"candidates": candidates} | asked
 
 
-def _identity(config: DictConfig, truth: Verifier) -> dict[str, Any]:
-    """What makes a run this run: all of its config but where it is kept and how it is shown, the weights, and the truth."""
+def _identity(config: DictConfig, truth: Verifier, model: Model) -> dict[str, Any]:
+    """What makes a run this run: all of its config but where it is kept and how it is shown, the weights, what turns words into
+    token ids and back, the checkpoint's own decoding settings, and the truth."""
     kept = {key: value for key, value in plain(config).items() if key != "run"}
-    return {"config": kept, "weights": weights_hash(config.model.name_or_path), "truth": truth.name}
+    words = {"tokenizer": None, "chat template": None} if model.text is None else wording(model.text)
+    settings = json.loads(json.dumps(asdict(model.info.defaults)))
+    return {"config": kept, "weights": weights_hash(config.model.name_or_path), "truth": truth.name} | words | {
+        "generation settings": settings
+    }  # fmt: skip
+
+
+def wording(text: Text) -> dict[str, str | None]:
+    """Hashes of a tokenizer, whole, and of its chat template."""
+    tokenizer = text.tokenizer
+    specials = json.dumps([tokenizer.special_tokens_map, tokenizer.backend_tokenizer.to_str()], sort_keys=True, default=str)
+    template = tokenizer.chat_template
+    return {
+        "tokenizer": hashlib.sha256(specials.encode()).hexdigest(),
+        "chat template": hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest() if template else None,
+    }
 
 
 def _short(identity: dict[str, Any]) -> str:

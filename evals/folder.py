@@ -7,6 +7,7 @@ overlooked by readers. What would mix two runs, another config or other weights,
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-FORMAT = 2
+FORMAT = 3
 """Of the folder; a reader refuses others."""
 
 
@@ -52,6 +53,8 @@ class RunFolder:
             write(file, json.dumps(mine, indent=1) + "\n")
             return
         theirs = json.loads(file.read_text(encoding="utf-8"))
+        if theirs.get("format") != FORMAT:
+            raise ValueError(f"{self.path}: {_old(theirs)}; give run.path another folder")
         for key in sorted({*mine, *theirs}):
             if mine.get(key) != theirs.get(key):
                 was, now = differ(theirs.get(key), mine.get(key))
@@ -81,6 +84,10 @@ class RunFolder:
     def read(self, name: str) -> Iterator[dict[str, Any]]:
         """The complete lines of ``NAME.jsonl``, in order."""
         return read(self.path, name)
+
+    def once(self, name: str, *keys: str) -> Iterator[dict[str, Any]]:
+        """Those of ``NAME.jsonl``, each once; see :func:`once`."""
+        return once(self.path, name, *keys)
 
     def write(self, name: str, text: str) -> None:
         """A whole file, in place of what there was, or not at all."""
@@ -126,8 +133,33 @@ def identity(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no run (there is no run.json)")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if found.get("format") != FORMAT:
-        raise ValueError(f"{path}: format {found.get('format')}, this version reads {FORMAT}")
+        raise ValueError(f"{path}: {_old(found)}")
     return found
+
+
+def _old(found: Mapping[str, Any]) -> str:
+    """Why a folder of another format is not read."""
+    was = found.get("format")
+    older = isinstance(was, int) and was < FORMAT
+    why = "; it does not say which tokenizer, chat template and generation settings made its draws" if older else ""
+    return f"a run of format {was}, this version reads format {FORMAT}{why}"
+
+
+def once(path: str | Path, name: str, *keys: str) -> Iterator[dict[str, Any]]:
+    """The lines of ``NAME.jsonl``, one for each value of ``keys``: a line that stands there twice counts once.
+
+    Raises ``ValueError`` naming two that contradict each other.
+    """
+    seen: dict[tuple[Any, ...], bytes] = {}
+    for row in read(path, name):
+        which = tuple(row[key] for key in keys)
+        text = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest()
+        if which not in seen:
+            seen[which] = text
+            yield row
+        elif seen[which] != text:
+            said = ", ".join(f"{key} {value}" for key, value in zip(keys, which, strict=True))
+            raise ValueError(f"{path}/{name}.jsonl: two lines for {said} that contradict each other")
 
 
 def differ(was: Any, now: Any, key: str = "") -> tuple[str, str]:

@@ -30,7 +30,8 @@ class Judgements:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._there = {(row["verifier"], row["problem"], row["index"]) for row in folder.read("verdicts")}
+        said = folder.once("verdicts", "verifier", "problem", "index")
+        self._there = {(row["verifier"], row["problem"], row["index"]) for row in said}
 
     def lacking(self, verifier: str, problem: Problem, draws: Sequence[Completion]) -> list[Completion]:
         """Those that ``verifier`` has not judged."""
@@ -89,10 +90,10 @@ class Remembered(Verifier):
 
 def unfinished(folder: RunFolder, verifier: str) -> dict[tuple[str, str], Verdict]:
     """What ``verifier`` has said of the draws of problems that were cut off, by (problem, text)."""
-    done = {row["problem_id"] for row in folder.read("solutions")}
-    samples = (row for row in folder.read("samples") if row["problem"] not in done)
+    done = {row["problem_id"] for row in folder.once("solutions", "problem_id")}
+    samples = (row for row in folder.once("samples", "problem", "index") if row["problem"] not in done)
     texts = {(row["problem"], row["index"]): str(row["completion"]["text"]) for row in samples}
-    said = (row for row in folder.read("verdicts") if row["verifier"] == verifier)
+    said = (row for row in folder.once("verdicts", "verifier", "problem", "index") if row["verifier"] == verifier)
     return {(row["problem"], texts[key]): verdict_of(row) for row in said if (key := (row["problem"], row["index"])) in texts}
 
 

@@ -77,9 +77,9 @@ def score_one(run: str | Path, node: DictConfig, *, truth: bool = False) -> Resu
 async def _judge(folder: RunFolder, task: Task, verifier: Verifier) -> None:
     known = {problem.id: problem for problem in task.problems()}
     drawn: dict[str, list[Completion]] = {}
-    for row in folder.read("samples"):
+    for row in folder.once("samples", "problem", "index"):
         drawn.setdefault(row["problem"], []).append(Completion.from_json(row["completion"]))
-    problems = [_same(known.get(row["problem_id"]), row, folder.path) for row in folder.read("solutions")]
+    problems = [_same(known.get(row["problem_id"]), row, folder.path) for row in folder.once("solutions", "problem_id")]
     judgements, gate = Judgements(folder), asyncio.Semaphore(AT_ONCE)
     with tqdm(total=len(problems), unit="problem", leave=False, disable=None) as bar:
 

@@ -16,9 +16,8 @@ from typing import Any
 from ..forks import in_children
 from . import plain
 
-Wrap = Callable[[Any], Any]
-_WRAPS: Mapping[str, Wrap] = {"set": set, "tuple": tuple, "list": list, "sorted": sorted, "len": len, "bool": bool}
-_MAKERS: Mapping[str, Wrap] = {"set": set, "frozenset": frozenset, "tuple": tuple, "list": list, "float": float}
+_WRAPS = ("set", "tuple", "list", "sorted", "len", "bool")
+_MAKERS: Mapping[str, Callable[[Any], Any]] = {"set": set, "frozenset": frozenset, "tuple": tuple, "list": list, "float": float}
 
 
 _PARSING: threading.Lock
@@ -48,23 +47,29 @@ class Call:
     absolute: float = 0.0
     relative: float = 0.0
     how: str = "equal"
-    """``equal``, ``is`` (of the same type, too), ``json`` (a tuple is a list), ``truth`` (``want`` is whether it counts as
-    true), or what to apply first."""
+    """``equal``, ``is`` (of the same type, too), ``json`` (a tuple is a list), ``close`` as :func:`math.isclose` has it, ``<`` or
+    ``<=`` for how far from ``want`` it is."""
+    wrap: str | None = None
+    """The built-in function that the program's process applies to the value before it is reported: what it makes of a
+    generator, say, is plain data. ``bool`` where only the truth of the value is asked for."""
 
     def accepts(self, encoded: Any) -> bool:
         """Whether an encoded value is the expected one."""
         try:
             value = plain.decode(encoded, max(plain.largest_table(self.want), 1000))
-            if self.how == "truth":
-                return bool(value) is self.want
-            if self.how == "is":
-                return type(value) is type(self.want) and value == self.want
-            if self.how == "json":
-                return plain.same(plain.listed(value), plain.listed(self.want), self.absolute, self.relative)
-            if self.how in _WRAPS:
-                value = _WRAPS[self.how](value)
+            match self.how:
+                case "is":
+                    return type(value) is type(self.want) and value == self.want
+                case "json":
+                    return plain.same(plain.listed(value), plain.listed(self.want), self.absolute, self.relative)
+                case "close":
+                    return math.isclose(value, self.want, rel_tol=self.relative, abs_tol=self.absolute)
+                case "<":
+                    return bool(abs(value - self.want) < self.absolute)
+                case "<=":
+                    return bool(abs(value - self.want) <= self.absolute)
             return plain.same(value, self.want, self.absolute, self.relative)
-        except (plain.Unplain, RecursionError, TypeError):
+        except (plain.Unplain, RecursionError, TypeError, ValueError, ArithmeticError):
             return False
 
 
@@ -165,7 +170,7 @@ def _floats(value: Any) -> bool:
 def _assertion(test: ast.expr, name: str) -> Call:
     match test:
         case ast.UnaryOp(op=ast.Not(), operand=inner):
-            return _made(inner, name, want=False, how="truth")
+            return _made(inner, name, want=False, wrap="bool")
         case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
             return _equation(left, right, name)
         case ast.Compare(left=left, ops=[ast.Is()], comparators=[ast.Constant(value=(None | True | False) as want)]):
@@ -175,17 +180,19 @@ def _assertion(test: ast.expr, name: str) -> Call:
                 func=ast.Name(id="abs") | ast.Attribute(attr="fabs"),
                 args=[ast.BinOp(left=left, op=ast.Sub(), right=right)],
             ),
-            ops=[ast.Lt() | ast.LtE()],
+            ops=[ast.Lt() | ast.LtE() as op],
             comparators=[bound],
         ):
-            return _made(left, name, want=literal(right), absolute=float(literal(bound)))
+            how = "<" if isinstance(op, ast.Lt) else "<="
+            return _made(left, name, want=literal(right), absolute=float(literal(bound)), how=how)
         case ast.Call(func=ast.Attribute(attr="isclose") | ast.Name(id="isclose"), args=[left, right], keywords=keywords):
             given = {keyword.arg: float(literal(keyword.value)) for keyword in keywords}
             if given.keys() - {"rel_tol", "abs_tol"}:
                 raise _NotPlain
-            return _made(left, name, want=literal(right), absolute=given.get("abs_tol", 0.0), relative=given.get("rel_tol", 1e-9))
+            tolerance = {"absolute": given.get("abs_tol", 0.0), "relative": given.get("rel_tol", 1e-9)}
+            return _made(left, name, want=literal(right), how="close", **tolerance)
         case ast.Call():
-            return _made(test, name, want=True, how="truth")
+            return _made(test, name, want=True, wrap="bool")
     raise _NotPlain
 
 
@@ -196,7 +203,7 @@ def _equation(left: ast.expr, right: ast.expr, name: str) -> Call:
         left, want = right, literal(left)
     match left:
         case ast.Call(func=ast.Name(id=wrap), args=[inner], keywords=[]) if wrap in _WRAPS and wrap != name:
-            return _made(inner, name, want=want, how=wrap)
+            return _made(inner, name, want=want, wrap=wrap)
     return _made(left, name, want=want)
 
 

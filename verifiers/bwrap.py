@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = "/box"
-"""The only place inside that can be written to."""
+"""The place inside that can be written to."""
+_SHARED = 64 << 10
+"""Bytes of /dev/shm, where semaphores lie."""
 
 
 def missing() -> str | None:
@@ -30,7 +32,10 @@ def wrap(command: Sequence[str], read: Sequence[str], files: Sequence[str], fold
         *("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try", *users),
         *("--die-with-parent", "--new-session", "--proc", "/proc", "--dev", "/dev"),
         *("--perms", "0777", "--size", str(folder_bytes), "--tmpfs", FOLDER, "--chdir", FOLDER),
+        *("--perms", "1777", "--size", str(_SHARED), "--tmpfs", "/dev/shm"),
     ]
+    if not any(path.startswith("/tmp/") for path in (*read, *files)):
+        arguments += ["--symlink", FOLDER, "/tmp"]
     for folder in sorted({str(above) for path in (*read, *files) for above in Path(path).parents if str(above) != "/"}):
         arguments += ["--perms", "0755", "--dir", folder]  # made on the way to a mount, it would be closed to other users
     for path in read:

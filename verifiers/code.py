@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,8 +19,9 @@ from ..checks import number
 from ..forks import in_children
 from ..schema import Cost, Problem, Verdict
 from . import asserts, plain
+from .outputs import same_output
 from .programs import readings
-from .sandbox import Limits, Program, Ran, Sandbox
+from .sandbox import Limits, Program, Ran, Sandbox, one_line
 from .verifier import Verifier
 
 
@@ -31,6 +33,8 @@ class _Plan:
     pairs: Sequence[tuple[str, str]] = ()
     tests: str | None = None
     seconds: float = 0.0
+    absolute: float = 0.0
+    relative: float = 0.0
 
     @cached_property
     def value_bytes(self) -> int:
@@ -48,13 +52,15 @@ class Code(Verifier):
     - ``entry_point``: the function they are about; only stdin and stdout do without;
     - ``prompt``: code that a candidate may continue, and whose imports and helpers it may use;
     - ``setup``: Python text between the program and its tests;
-    - ``tolerance``: how far from an expected float of ``[arguments, expected]`` is right, 0 if left out; there, lists stand
-      for tuples as well, as JSON has only the one;
+    - ``tolerance``, ``relative_tolerance``: how far from an expected number of ``[arguments, expected]`` or of an expected
+      output is right, in itself and as a share of it, 0 if left out. For ``[arguments, expected]`` lists stand for tuples as
+      well, as JSON has only the one;
     - ``reference``: a text that is right. It runs first, once: a program gets ``factor`` times its seconds, between ``floor`` and
       ``ceiling``. A reference that fails makes ``ajudge`` raise ``ValueError``: nothing is judged by broken tests.
 
     ``verdict.meta`` holds ``sandbox`` (the status of the run), ``tier``, ``tests`` and ``spoofable``. A run that broke on our
-    side is an ``error``, a text without code ``unknown``; a run out of time is repeated once, alone.
+    side is an ``error``; a text without code is ``unknown``, and so is a program that ended because the sandbox ``refused`` it
+    something; a run out of time is repeated once, alone.
     """
 
     def __init__(
@@ -126,14 +132,15 @@ class Code(Verifier):
         tests = by_name.get(self.tests) if isinstance(by_name, Mapping) else None
         if not tests:
             raise ValueError(f"{problem.id} has no tests called {self.tests!r}")
+        absolute, relative = (_tolerance(problem, name) for name in ("tolerance", "relative_tolerance"))
         if not isinstance(tests, str) and all(isinstance(test, Mapping) for test in tests):
-            return _Plan(pairs=[(str(test["stdin"]), str(test["stdout"])) for test in tests])
+            pairs = [(str(test["stdin"]), str(test["stdout"])) for test in tests]
+            return _Plan(pairs=pairs, absolute=absolute, relative=relative)
         entry = problem.meta.get("entry_point")
         if not entry:
             raise ValueError(f"{problem.id} has no entry_point")
         if not isinstance(tests, str) and not all(isinstance(test, str) for test in tests):
-            tolerance = float(problem.meta.get("tolerance", 0.0))
-            return _Plan([asserts.Call(args, want, absolute=tolerance, how="json") for args, want in tests])
+            return _Plan([asserts.Call(args, want, {}, absolute, relative, "json") for args, want in tests])
         text = (tests if isinstance(tests, str) else "\n".join(tests)).replace("\r\n", "\n")
         setup = str(problem.meta.get("setup", "")).replace("\r\n", "\n")
         if not setup and (calls := asserts.calls(text, entry)):
@@ -174,10 +181,10 @@ class Code(Verifier):
         meta = {"sandbox": ran.status, **about}
         if ran.status == "infra_error":
             return Verdict("error", None, ran.reason, self.name, Cost(seconds=spent), meta=meta)
-        right = ran.status == "passed"
+        right = None if ran.status == "refused" else ran.status == "passed"
         return Verdict(
-            "correct" if right else "wrong",
-            float(right),
+            "unknown" if right is None else "correct" if right else "wrong",
+            None if right is None else float(right),
             ran.reason,
             self.name,
             Cost(seconds=spent),
@@ -188,27 +195,27 @@ class Code(Verifier):
     def _try(self, problem: Problem, plan: _Plan, sources: Sequence[str], seconds: float, *, alone: bool = False) -> Ran:
         limits = replace(self.limits, seconds=seconds, value_bytes=min(self.limits.value_bytes, plan.value_bytes))
         if plan.pairs:
-            return self._by_pairs(plan.pairs, sources, limits, alone=alone)
+            return self._by_pairs(plan, sources, limits, alone=alone)
         entry = str(problem.meta["entry_point"])
         given = [(call.args, call.kwargs) for call in plan.calls]
-        ran = self.sandbox.run(Program(sources, entry, given, plan.tests), limits, alone=alone)
+        wraps = [call.wrap for call in plan.calls]
+        ran = self.sandbox.run(Program(sources, entry, given, plan.tests, wraps=wraps), limits, alone=alone)
         if ran.status != "passed" or plan.tests is not None:
             return ran
         if len(ran.values) != len(plan.calls):
             return replace(ran, status="runtime_error", reason=f"{len(ran.values)} values for {len(plan.calls)} calls")
         for place, (call, value) in enumerate(zip(plan.calls, ran.values, strict=True)):
             if not call.accepts(value):
-                return replace(
-                    ran, status="failed_assert", reason=f"call {place}: {value!r:.200} is not {plain.encode(call.want)!r:.200}"
-                )
+                reason = f"call {place}: {_briefly(value)} is not {_briefly(plain.encode(call.want))}"
+                return replace(ran, status="failed_assert", reason=one_line(reason))
         return ran
 
-    def _by_pairs(self, pairs: Sequence[tuple[str, str]], sources: Sequence[str], limits: Limits, *, alone: bool) -> Ran:
+    def _by_pairs(self, plan: _Plan, sources: Sequence[str], limits: Limits, *, alone: bool) -> Ran:
         slowest = 0.0
-        for place, (stdin, stdout) in enumerate(pairs):
+        for place, (stdin, stdout) in enumerate(plan.pairs):
             ran = self.sandbox.run(Program(sources, stdin=stdin, as_main=True), limits, alone=alone)
             slowest = max(slowest, ran.seconds)
-            if ran.status == "passed" and _shown(ran.stdout) != _shown(stdout):
+            if ran.status == "passed" and not same_output(ran.stdout, stdout, plan.absolute, plan.relative):
                 ran = replace(ran, status="failed_assert", reason=f"stdin {place}: the output is another")
             if ran.status != "passed":
                 break
@@ -219,6 +226,16 @@ def _sources(problem: Problem, text: str) -> list[str]:
     return readings(text, problem.meta.get("entry_point"), str(problem.meta.get("prompt", "")))
 
 
-def _shown(text: str) -> list[str]:
-    """Lines as they look: without spaces at their ends and empty lines at the end."""
-    return [line.rstrip() for line in text.rstrip().splitlines()]
+def _tolerance(problem: Problem, name: str) -> float:
+    value = float(problem.meta.get(name, 0.0))
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{problem.id}: {name}={value} is no tolerance")
+    return value
+
+
+def _briefly(value: Any) -> str:
+    """The start of what ``repr`` gives, of a value that may be huge or deep."""
+    short = reprlib.Repr()
+    short.maxlist = short.maxdict = short.maxlevel = 20
+    short.maxstring = short.maxother = short.maxlong = 200
+    return short.repr(value)[:200]

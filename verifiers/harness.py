@@ -5,23 +5,28 @@ well come from the untrusted program: whoever reads it believes values, never ve
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import errno
+import gc
 import importlib.util
 import json
 import os
 import resource
 import signal
+import symtable
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
 MODULE = "candidate"
+_WRAPS: dict[str, Callable[[Any], Any]] = {"set": set, "tuple": tuple, "list": list, "sorted": sorted, "len": len, "bool": bool}
+_REFUSALS = (errno.EPERM, errno.EACCES, errno.EROFS)
 
 
 def main() -> None:
@@ -99,7 +104,7 @@ def confine(job: dict[str, Any]) -> None:
     if job["landlock"]:
         landlock.restrict(job["read"], [job["folder"], os.devnull])
     if job["seccomp"]:
-        seccomp.install()
+        seccomp.install(own_files=job["own_files"])
 
 
 def _limit(limits: dict[str, int]) -> None:
@@ -183,33 +188,70 @@ def run(job: dict[str, Any], out: Any, plain: ModuleType) -> dict[str, Any]:
         return {"end": "no_entry_point", "reason": f"no function {entry}"}
     if job["tests"] is not None:
         exec(compile(job["tests"], "tests.py", "exec", dont_inherit=True), module.__dict__)
-    for arguments, named in job["calls"]:
+    for (arguments, named), wrap in zip(job["calls"], job["wraps"], strict=True):
         value = module.__dict__[entry](*plain.decode(arguments), **plain.decode(named))
+        value = value if wrap is None else _WRAPS[wrap](value)
         try:
             data = plain.encode(value)
         except (plain.Unplain, RecursionError) as error:
             data = {"unplain": str(error)[:200]}
         out.write(json.dumps({"value": data}) + "\n")
     if job["as_main"]:
-        for thread in threading.enumerate():
-            if thread is not threading.main_thread() and not thread.daemon:
-                thread.join()
+        _finish(module)
     return {"end": "passed", "reason": "", "token": job["token"]}
+
+
+def _finish(module: ModuleType) -> None:
+    """What an interpreter does at its end and a program may count on for its output: threads joined, exit functions run,
+    whatever was written to and forgotten flushed. What is raised then changes no exit status.
+    """
+    exit_functions = threading._shutdown, atexit._run_exitfuncs  # type: ignore[attr-defined]
+    for step in (*exit_functions, lambda: sys.stdout.flush(), module.__dict__.clear, gc.collect):
+        with contextlib.suppress(BaseException):
+            step()
 
 
 def _compile(sources: list[str], entry: str | None) -> CodeType | dict[str, Any]:
     """The first reading of the text that compiles and defines ``entry``."""
     problem: dict[str, Any] | None = None
+    used: CodeType | None = None
     for source in sources:
         try:
             code = compile(source, f"{MODULE}.py", "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
             problem = problem or {"end": "syntax_error", "reason": f"{type(error).__name__}: {error}"[:500]}
             continue
-        if entry is None or entry in code.co_names:
+        if entry is None or _defines(source, entry):
             return code
+        if entry in code.co_names:
+            used = used or code
         problem = {"end": "no_entry_point", "reason": f"no function {entry}"}
-    return problem or {"end": "no_entry_point", "reason": "no code"}
+    return used or problem or {"end": "no_entry_point", "reason": "no code"}
+
+
+def _defines(source: str, name: str) -> bool:
+    try:
+        found = symtable.symtable(source, f"{MODULE}.py", "exec").lookup(name)
+    except KeyError:
+        return False
+    return found.is_assigned() or found.is_imported()
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether it comes of something that the sandbox forbids: a process, a socket, a file elsewhere."""
+    seen: BaseException | None = error
+    for _ in range(20):  # a chain may be a ring
+        if isinstance(seen, OSError):
+            if seen.errno in _REFUSALS or type(seen).__name__ == "gaierror":
+                return True
+            if any(f"[Errno {code}]" in str(seen) for code in _REFUSALS):  # shutil collects them
+                return True
+        reason = getattr(seen, "reason", None)  # urllib puts it there
+        if isinstance(reason, OSError) and reason is not seen:
+            seen = reason
+        elif seen is not None:
+            seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
@@ -219,6 +261,7 @@ def _failure(error: BaseException) -> dict[str, Any]:
         return {"end": "output_limit", "reason": "a file beyond the limit"}
     status = "failed_assert" if isinstance(error, AssertionError) else "runtime_error"
     try:
+        status = "refused" if _refused(error) else status
         text = str(error)[:500]
     except BaseException:  # its __str__ is the untrusted program's too
         text = ""

@@ -1,13 +1,25 @@
-"""Plain Python data as JSON and back, tuples, sets, bytes, big integers and keys of any kind included, and when two are the
-same. Objects with behaviour do not pass: what they say about themselves is worth nothing. Stands alone: the harness loads it
-by path.
+"""Plain Python data as JSON and back, and when two are the same: tuples, sets, views of dicts, fractions, decimals, bytes, big
+integers and keys of any kind included. Objects with behaviour do not pass: what they say about themselves is worth nothing.
+Stands alone: the harness loads it by path.
 """
 
 from __future__ import annotations
 
+from collections.abc import ItemsView, KeysView
 from typing import Any
 
 _WORD = 1 << 63
+_BITS = 1 << 16
+"""Of a fraction's integers: beyond, to reduce one takes too long."""
+
+
+class Array:
+    """A NumPy array: no list, and no truth comes of comparing it with one."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
 
 
 class Unplain(ValueError):
@@ -34,9 +46,27 @@ def encode(value: Any) -> Any:
         return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
     if isinstance(value, bytes | bytearray):
         return {"bytes": value.hex()}
-    if type(value).__module__.partition(".")[0] == "numpy":
-        return encode(value.tolist())
-    raise Unplain(type(value).__name__)
+    if isinstance(value, KeysView):
+        return {"keys": [encode(item) for item in value]}
+    if isinstance(value, ItemsView):
+        return {"items": [[encode(key), encode(item)] for key, item in value]}
+    return _encode_number(value)
+
+
+def _encode_number(value: Any) -> Any:
+    kind = type(value).__name__
+    match type(value).__module__.partition(".")[0], kind:
+        case "fractions", "Fraction":
+            return {"fraction": [encode(value.numerator), encode(value.denominator)]}
+        case "decimal", "Decimal":
+            return {"decimal": str(value)}
+        case "numpy", "ndarray":
+            return {"array": encode(value.tolist())}
+        case "numpy", "bool" | "bool_":
+            return int(value)  # equal to True or False, and neither of the two
+        case "numpy", _:
+            return encode(value.tolist())
+    raise Unplain(kind)
 
 
 def decode(data: Any, largest: int = 1 << 62) -> Any:
@@ -52,10 +82,10 @@ def decode(data: Any, largest: int = 1 << 62) -> Any:
         raise Unplain("not an encoded value")
     [(kind, inner)] = data.items()
     try:
-        if kind in ("set", "dict") and len(inner) > largest:
+        if kind in ("set", "dict", "keys", "items") and len(inner) > largest:
             raise Unplain(f"{kind} of {len(inner)}")
         return _decode(kind, inner, largest)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise Unplain(f"{kind}: {error}") from None
 
 
@@ -71,6 +101,23 @@ def _decode(kind: str, inner: Any, largest: int) -> Any:
             return {decode(item, largest) for item in inner}
         case "dict":
             return {decode(key, largest): decode(item, largest) for key, item in inner}
+        case "keys":
+            return dict.fromkeys(decode(item, largest) for item in inner).keys()
+        case "items":
+            return {decode(key, largest): decode(item, largest) for key, item in inner}.items()
+        case "fraction":
+            from fractions import Fraction  # here: every sandboxed program loads this file, and none of them needs it
+
+            parts = [decode(part) for part in inner]
+            if not all(isinstance(part, int) and part.bit_length() <= _BITS for part in parts):
+                raise Unplain("a fraction of other or longer integers")
+            return Fraction(*parts)
+        case "decimal":
+            from decimal import Decimal
+
+            return Decimal(str(inner))
+        case "array":
+            return Array(decode(inner, largest))
         case "bytes":
             return bytes.fromhex(inner)
     raise Unplain(kind)
@@ -102,7 +149,9 @@ def _close(got: Any, want: Any, absolute: float, relative: float) -> bool:
 
 
 def listed(value: Any) -> Any:
-    """``value`` with lists for tuples, as JSON has it."""
+    """``value`` with lists for tuples and arrays, as JSON has it."""
+    if isinstance(value, Array):
+        return listed(value.items)
     if isinstance(value, list | tuple):
         return [listed(item) for item in value]
     if isinstance(value, dict):

@@ -11,13 +11,18 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from ..forks import in_children
+from . import scratch
 
 TICK = 0.05
 """Seconds between looks at the clock and at the folder; a burst between two looks goes beyond the folder's limit."""
+DRAIN = 1.0
+"""Seconds for reading what an ended process wrote."""
+GRACE = 5.0
+"""Seconds for a killed process to be gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,29 +52,31 @@ def watch(
 ) -> Ended:
     """Run ``command`` with ``data`` on its stdin and a channel to write to, whose descriptor is its last argument.
 
-    It ends when it ends, or is killed with its group. Raises ``OSError`` if it cannot be started.
+    It ends when it ends, or is killed with its group: what it started and left behind, holding its outputs, is not waited for.
+    Raises ``OSError`` if it cannot be started, or not be killed.
     """
-    read, write = os.pipe()
-    try:
-        process = subprocess.Popen(
-            [*command, str(write)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=dict(environment),
-            pass_fds=(write,),
-            start_new_session=True,
-            bufsize=0,
-        )
-    except OSError:
-        os.close(read)
-        raise
-    finally:
-        os.close(write)
-    start = time.monotonic()
-    with process, open(read, "rb", buffering=0) as channel:
+    with ExitStack() as stack:
+        read, write = os.pipe()
+        stack.callback(os.close, read)
+        try:
+            process = subprocess.Popen(
+                [*command, str(write)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=dict(environment),
+                pass_fds=(write,),
+                start_new_session=True,
+                bufsize=0,
+            )
+        finally:
+            os.close(write)
+        start = time.monotonic()
         limits = {pipe.fileno(): output_bytes for pipe in (process.stdout, process.stderr) if pipe}
-        limits[channel.fileno()] = channel_bytes
+        limits[read] = channel_bytes
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe:
+                stack.callback(pipe.close)
         outputs = {descriptor: bytearray() for descriptor in limits}
         try:
             cut = _pump(process, data, outputs, limits, start + seconds, folder, folder_bytes)
@@ -91,14 +98,15 @@ def _pump(
     assert process.stdin
     source, waiting = process.stdin, memoryview(data)
     os.set_blocking(source.fileno(), False)
-    looked = time.monotonic()
+    looked, ended = time.monotonic(), 0.0
     with selectors.DefaultSelector() as selector:
         selector.register(source.fileno(), selectors.EVENT_WRITE)
         for descriptor in outputs:
             os.set_blocking(descriptor, False)
             selector.register(descriptor, selectors.EVENT_READ)
         while selector.get_map():
-            for key, _ in selector.select(TICK):
+            ready = selector.select(TICK)
+            for key, _ in ready:
                 if key.fd in outputs:
                     if not (more := os.read(key.fd, 65536)):
                         selector.unregister(key.fd)
@@ -114,11 +122,14 @@ def _pump(
                     selector.unregister(key.fd)
                     source.close()
             now = time.monotonic()
+            if ended and (not ready or now > ended + DRAIN):  # what it left behind may hold its outputs open, or write on
+                return None
             if now > deadline:
                 return "timeout"
-            if now > looked + TICK:
+            if not ready or now > looked + TICK:
                 looked = now
-                if _size(folder) > folder_bytes:
+                ended = ended or (now if _over(process.pid) else 0.0)
+                if scratch.larger(folder, folder_bytes):
                     return "output_limit"
         while not _over(process.pid):  # it closed its outputs and goes on
             if time.monotonic() > deadline:
@@ -136,18 +147,10 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     """The whole group, also after its leader has ended: what is left of it has no business any more."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _size(folder: str) -> int:
-    """Bytes below ``folder``, and 4 KiB for each entry: empty files take room as well."""
-    total = 0
-    for path, folders, files in os.walk(folder):
-        for name in files:
-            with suppress(OSError):
-                total += os.lstat(os.path.join(path, name)).st_size
-        total += 4096 * (len(folders) + len(files))
-    return total
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        raise OSError(f"process {process.pid} is still there {GRACE} s after it was killed") from None
 
 
 class Gate:

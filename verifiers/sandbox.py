@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from ..checks import number, whole
 from ..schema import Json
-from . import bwrap, landlock, plain, process, seccomp
+from . import bwrap, landlock, plain, process, scratch, seccomp
 
 Tier = Literal["bwrap", "landlock", "none"]
 RunStatus = Literal[
@@ -29,14 +28,18 @@ RunStatus = Literal[
     "output_limit",
     "killed",
     "no_entry_point",
+    "refused",
     "infra_error",
 ]
+"""``refused``: it ended by an error that the sandbox gave it, for what a program may well do elsewhere."""
 
 NOBODY = 65534
 LONGEST, LARGEST, MOST_WORKERS = 1e6, 1 << 50, 4096
 """Seconds, bytes (or files, or threads) and programs that a limit may allow."""
 TRIES = 3
 """How often a run that broke on our side is tried."""
+_REASON = 500
+"""Characters of a reason."""
 
 _HERE = Path(__file__).parent
 _FILES = tuple(str(_HERE / f"{name}.py") for name in ("harness", "landlock", "plain", "seccomp"))
@@ -89,11 +92,14 @@ class Program:
     stdin: str | None = None
     as_main: bool = False
     """Whether ``if __name__ == "__main__"`` holds."""
+    wraps: Sequence[str | None] = ()
+    """For each call the built-in function that its value goes through before it is reported, such as ``sorted``; if any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What happened. ``passed`` says that the program, its calls and its tests ended without an error, no more."""
+    """What happened. ``passed`` says that the program, its calls and its tests ended without an error, no more. ``reason`` is one
+    short line of printable characters, whatever the program did."""
 
     status: RunStatus
     tier: Tier
@@ -122,6 +128,7 @@ class Sandbox:
         self.python = python
         self.workers = workers or _cores()
         self._gate = process.Gate(self.workers)
+        scratch.sweep((os.geteuid(), NOBODY) if os.geteuid() == 0 else (os.geteuid(),))
         self.tier = self._choose(("bwrap", "landlock") if tier == "auto" else (tier,))
 
     def _choose(self, tiers: Sequence[Tier]) -> Tier:
@@ -151,7 +158,7 @@ class Sandbox:
     def _once(self, program: Program, limits: Limits, tier: Tier) -> Ran:
         token = secrets.token_hex(16)
         try:
-            with tempfile.TemporaryDirectory(prefix="forethought-box-", ignore_cleanup_errors=True) as folder:
+            with scratch.folder() as folder:
                 root = os.geteuid() == 0
                 if root:
                     os.chown(folder, NOBODY, NOBODY)
@@ -166,9 +173,9 @@ class Sandbox:
                     folder=folder,
                     folder_bytes=limits.file_bytes,
                 )
-        except OSError as error:
-            return Ran("infra_error", tier, f"{type(error).__name__}: {error}")
-        return _read(ended, tier, token)
+        except (OSError, MemoryError) as error:
+            return Ran("infra_error", tier, one_line(f"{type(error).__name__}: {error}"))
+        return _read(ended, tier, token, as_main=program.as_main and not program.calls and program.tests is None)
 
     def _prepare(
         self, program: Program, limits: Limits, tier: Tier, folder: str, token: str, *, root: bool
@@ -183,10 +190,11 @@ class Sandbox:
             "FSIZE": limits.file_bytes,
             "NOFILE": limits.open_files,
         }
-        job = {
+        job: dict[str, Any] = {
             "sources": list(program.sources),
             "entry_point": program.entry_point,
             "calls": [(plain.encode(list(given)), plain.encode(dict(named))) for given, named in program.calls],
+            "wraps": list(program.wraps) or [None] * len(program.calls),
             "tests": program.tests,
             "stdin": program.stdin,
             "as_main": program.as_main,
@@ -197,6 +205,7 @@ class Sandbox:
             "limits": cap if tier == "none" else {**cap, "NPROC": limits.threads},
             "landlock": tier == "landlock",
             "seccomp": tier != "none",
+            "own_files": tier == "bwrap",
         }
         return command, job
 
@@ -211,20 +220,33 @@ def _prefixes(python: str) -> list[str]:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    return {"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
+    return {
+        "PATH": "/usr/bin:/bin",
+        "HOME": folder,
+        "TMPDIR": folder,
+        "LOGNAME": "nobody",
+        "LANG": "C.UTF-8",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _read(ended: process.Ended, tier: Tier, token: str) -> Ran:
+def one_line(text: str, most: int = _REASON) -> str:
+    """At most ``most`` characters of ``text``, those that a terminal would act upon and lone surrogates written as escapes."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def _read(ended: process.Ended, tier: Tier, token: str, *, as_main: bool) -> Ran:
     """The status, from outside where it can be seen from there, else as the program's own report has it."""
     lines = ended.channel.splitlines()
     stdout, stderr = (text.decode("utf-8", "replace") for text in (ended.stdout, ended.stderr))
 
     def ran(status: RunStatus, reason: str = "", values: tuple[Any, ...] = ()) -> Ran:
-        return Ran(status, tier, reason, values, stdout, stderr, ended.seconds)
+        return Ran(status, tier, one_line(reason), values, stdout, stderr, ended.seconds)
 
     if not lines:
         return ran("infra_error", f"it did not start: exit status {ended.code}, {stderr.strip()[-500:] or ended.cut}")
@@ -240,7 +262,9 @@ def _read(ended: process.Ended, tier: Tier, token: str) -> Ran:
         end = said.pop()
         status, reason = str(end["end"]), str(end["reason"])
         values = tuple(line["value"] for line in said)
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, RecursionError, MemoryError):
+        if as_main and len(lines) == 1 and not ended.code:
+            return ran("passed", "it left by itself, with exit status 0")  # os._exit: what counts is what it wrote
         return ran("runtime_error", f"it ended before its end, with exit status {ended.code}")
     if status not in get_args(RunStatus) or status == "infra_error":
         status, reason = "runtime_error", "an unknown report"

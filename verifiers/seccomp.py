@@ -15,7 +15,7 @@ ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 NEWEST = 451
 """Calls with higher numbers are answered with ENOSYS, as by a kernel that does not have them: what they do is not known here."""
 
-# name:x86_64:aarch64, refused whatever the arguments. Timestamps, modes, owners and attributes too: Landlock leaves them open.
+# name:x86_64:aarch64, refused whatever the arguments. Owners and attributes too: Landlock leaves them open.
 _REFUSED = """
 socket:41:198 connect:42:203 bind:49:200 listen:50:201 accept:43:202 accept4:288:242
 ptrace:101:117 kcmp:312:272 process_vm_readv:310:270 process_vm_writev:311:271 process_madvise:440:440 process_mrelease:448:448
@@ -29,13 +29,15 @@ swapon:167:224 swapoff:168:225 syslog:103:116 acct:163:89 quotactl:179:60 quotac
 clock_settime:227:112 adjtimex:159:171 clock_adjtime:305:266 sethostname:170:161 setdomainname:171:162 iopl:172: ioperm:173:
 modify_ldt:154: vhangup:153:58 personality:135:92 name_to_handle_at:303:264 open_by_handle_at:304:265 fanotify_init:300:262
 inotify_init:253: inotify_init1:294:26 lookup_dcookie:212:18 memfd_create:319:279 memfd_secret:447:447
-chmod:90: fchmod:91:52 fchmodat:268:53 chown:92: fchown:93:55 lchown:94: fchownat:260:54 mknod:133: mknodat:259:33
-utime:132: utimes:235: futimesat:261: utimensat:280:88 setxattr:188:5 lsetxattr:189:6 fsetxattr:190:7
+chown:92: fchown:93:55 lchown:94: fchownat:260:54 mknod:133: mknodat:259:33
+setxattr:188:5 lsetxattr:189:6 fsetxattr:190:7
 removexattr:197:14 lremovexattr:198:15 fremovexattr:199:16 setpriority:141:140 sched_setscheduler:144:119
 sched_setparam:142:118 sched_setattr:314:274 sched_setaffinity:203:122 ioprio_set:251:30 migrate_pages:256:238
 move_pages:279:239 shmget:29:194 shmat:30:196 shmctl:31:195 semget:64:190 semop:65:193 semtimedop:220:192 semctl:66:191
 msgget:68:186 msgsnd:69:189 msgrcv:70:188 msgctl:71:187 mq_open:240:180 mq_unlink:241:181
 """
+# Modes and times, which Landlock leaves open for files anywhere; harmless where nothing but a program's own files can change.
+_OWN_FILES = "chmod:90: fchmod:91:52 fchmodat:268:53 utime:132: utimes:235: futimesat:261: utimensat:280:88"
 # Decided by their arguments.
 _KILL, _TGKILL, _PRLIMIT = (62, 129), (234, 131), (302, 261)
 _CLONE, _CLONE3, _SOCKETPAIR = (56, 220), (435, 435), (53, 199)
@@ -70,8 +72,11 @@ def _argument(index: int, values: tuple[int, ...], *, allowed: bool) -> list[Ste
     return [*steps, other]
 
 
-def program(machine: str, pid: int) -> bytes:
-    """The filter for the process ``pid``: ``struct sock_filter`` after ``struct sock_filter``."""
+def program(machine: str, pid: int, *, own_files: bool = False) -> bytes:
+    """The filter for the process ``pid``: ``struct sock_filter`` after ``struct sock_filter``.
+
+    ``own_files``: every file that it could change is its own, so it may set their modes and times.
+    """
     column = list(ARCHITECTURES).index(machine)
     threads_only = [_load_argument(0), (_ANY_BIT, 0, 1, _CLONE_THREAD), (_RETURN, 0, 0, _ALLOW), _answer(errno.EPERM)]
     stream_pair: list[Step] = [
@@ -106,7 +111,7 @@ def program(machine: str, pid: int) -> bytes:
     ]
     for numbers, body in rules:
         steps += [(_EQUAL, 0, len(body), numbers[column]), *body]
-    for entry in _REFUSED.split():
+    for entry in (_REFUSED if own_files else f"{_REFUSED} {_OWN_FILES}").split():
         if number := entry.split(":")[1 + column]:
             steps += [(_EQUAL, 0, 1, int(number)), _answer(errno.EPERM)]
     steps.append((_RETURN, 0, 0, _ALLOW))
@@ -126,9 +131,9 @@ class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
 
-def install() -> None:
+def install(*, own_files: bool = False) -> None:
     """Put the calling thread, the only one, under the filter, for good. Raises ``OSError``."""
-    code = program(platform.machine(), os.getpid())
+    code = program(platform.machine(), os.getpid(), own_files=own_files)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")

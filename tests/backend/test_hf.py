@@ -77,20 +77,62 @@ def test_encoder_decoder_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_wrong_result_is_refused(checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check on loading sees a lost scale, window or softcap."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("planted", "kind", "more"),
+    [
+        ({"scale": 0.3}, "phi", {}),
+        ({"window": None}, "gemma2", {"sliding_window": 3}),
+        ({"softcap": None}, "gemma2", {}),
+        ({"sinks": None}, "gpt-oss", {}),
+        ({"window": 2}, "gpt2", {}),
+        ({"scale": 1.0}, "olmo2", {}),
+        ({"softcap": 1.0}, "stablelm", {}),
+    ],
+)
+def test_a_wrong_result_is_refused(
+    planted: dict[str, Any], kind: str, more: dict[str, Any], dtype: str, checkpoint: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check on loading sees a lost scale, window, softcap or sink, or one too many."""
     from forethought.backend import hf
 
     attend = hf.attend
-    for lost, kind in (
-        ({"scale": 0.3}, "phi"),
-        ({"window": None}, "gemma2"),
-        ({"softcap": None}, "gemma2"),
-        ({"sinks": None}, "gpt-oss"),
-    ):
-        monkeypatch.setattr(hf, "attend", lambda *args, lost=lost, **options: attend(*args, **options | lost))
-        with pytest.raises(ValueError, match="differ"):
-            load(checkpoint(kind, **({"sliding_window": 3} if "window" in lost else {})))
+    monkeypatch.setattr(hf, "attend", lambda *args, **options: attend(*args, **options | planted))
+    with pytest.raises(ValueError, match="differ"):
+        load(checkpoint(kind, **more), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_wrong_input_or_a_wrong_layer_is_refused(dtype: str, checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions one too far on, where they are learned; one head of one layer; keys in each other's slots."""
+    from forethought.backend import hf
+    from forethought.backend.batch import TokenBatch as Batch
+
+    tensors, attend = Batch.tensors, hf.attend
+
+    def moved(self: Any, device: Any) -> Any:
+        ids, places, slots = tensors(self, device)
+        return ids, places + 1, slots
+
+    def exchanged(self: Any, device: Any) -> Any:
+        ids, places, slots = tensors(self, device)
+        return ids, places, slots.flip(0)
+
+    def silent(*args: Any, **options: Any) -> Any:
+        out, lse = attend(*args, **options)
+        out[:, 0] = 0
+        return out, lse
+
+    for owner, name, fault in ((Batch, "tensors", moved), (Batch, "tensors", exchanged), (hf, "attend", silent)):
+        with monkeypatch.context() as m:
+            m.setattr(owner, name, fault)
+            with pytest.raises(ValueError, match="differ"):
+                load(checkpoint("gpt2"), dtype=dtype)
+
+
+def test_roundings_that_add_up_over_layers_are_no_error(checkpoint: Any) -> None:
+    """Many layers in bfloat16, whose logits differ between two right computations by more than a wrong one would."""
+    assert load(checkpoint("gemma3", num_hidden_layers=24, layer_types=None), dtype="bfloat16").info.dtype == torch.bfloat16
 
 
 def test_no_positions_where_results_would_depend_on_the_neighbours(checkpoint: Callable[..., Path]) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from lab import EOS, TEXT_VOCABULARY, Audited, Toy, byte_text, reciting, slow_generate, spell
 
@@ -118,8 +119,9 @@ def test_pieces_never_show_half_a_character_or_what_a_stop_takes_back() -> None:
         shown += piece
         assert "\ufffd" not in piece
         assert out.text.startswith(shown)
-        assert len(out.text) - len(shown) >= 3, "three characters could still begin the stop"
+        assert not shown.endswith(("S", "ST", "STO")), "it could still begin the stop"
     assert len([piece for piece in pieces if piece]) > 10, "and yet it streams"
+    assert "e" in pieces, "nothing is held that begins no stop"
 
 
 def test_any_bytes_at_all_join_to_the_text() -> None:
@@ -301,3 +303,86 @@ def test_cancelled_samples_say_so_to_whoever_still_listens() -> None:
     assert last is not None
     assert last.finish_reason == "cancelled"
     assert last.token_ids == slow_generate(toy.rule, [1, 2], len(last.token_ids))
+
+
+# ---- special tokens and the first space ------------------------------------------------------------------------------
+
+
+def test_a_stop_that_is_a_special_tokens_text_matches_the_token_and_the_text() -> None:
+    for include in (False, True):
+        end = "</s>" * include
+        out, _ = recite("ab", EOS, "c", stop="</s>", include_stop=include)
+        assert (out.text, out.token_ids, out.stop_reason, out.finish_reason) == ("ab" + end, [*b"ab", EOS], "</s>", "stop")
+        spelled, _ = recite("ab</s>c", stop=["zz", "</s>"], include_stop=include)
+        assert (spelled.text, spelled.stop_reason) == ("ab" + end, "</s>")
+        both, _ = recite("ab", EOS, "c", stop=["</s>", EOS], include_stop=include)
+        assert (both.text, both.stop_reason) == ("ab", EOS), "a token asked for as such is told as such"
+    late, _ = recite("ab", EOS, "c", stop="</s>", min_tokens=4, max_tokens=4)
+    assert EOS not in late.token_ids, "it counts from min_tokens on"
+
+
+def test_many_samples_stop_at_any_of_thousands_of_strings() -> None:
+    words = [f"<{i:05d}>" for i in range(20_000)]
+    out, _ = recite("say <12x <04711> and", stop=words)
+    assert (out.text, out.stop_reason) == ("say <12x ", "<04711>")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"stop": "a\udc80"}, ValueError, "stop: half a surrogate pair"),
+        ({"stop": b"ab"}, TypeError, "stop=b'ab'"),
+        ({"stop": True}, TypeError, "stop=True"),
+        ({"stop": [1, False]}, TypeError, "stop=False"),
+        ({"logit_bias": {True: 1.0}}, TypeError, "logit_bias: True"),
+        ({"chat": "x"}, TypeError, "chat='x'"),
+        ({"parse_special": 1}, TypeError, "parse_special=1"),
+    ],
+)
+def test_options_that_are_refused_before_any_work(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    toy = reciting(PROMPT, spell("abc"))
+    with Audited(toy, kv_slots=400) as engine:
+        with pytest.raises(error, match=message):
+            engine.generate(PROMPT, **options)
+        assert engine.cost.forwards == 0
+
+
+def test_prompts_of_numpys_numbers_and_of_what_only_looks_like_numbers() -> None:
+    toy = reciting(PROMPT, spell("abc"))
+    with Audited(toy, kv_slots=400) as engine:
+        numbers = [np.int64(i) for i in PROMPT]
+        assert engine.generate(numbers, max_tokens=3)[0].text == "abc"
+        assert engine.generate([numbers], max_tokens=3)[0][0].text == "abc"
+        assert engine.generate(PROMPT, max_tokens=9, stop=np.int64(ord("b")))[0].text == "a"
+        for wrong in (b"ab", [b"ab"], [True, 1], [[1, True]], [np.bool_(True)]):
+            with pytest.raises(TypeError, match=r"bytes|bool"):
+                engine.generate(wrong)
+        with pytest.raises(TypeError, match="bytes"):
+            engine.score(PROMPT, [b"ab"])
+        with pytest.raises(TypeError, match="True is no token id"):
+            engine.score(PROMPT, labels=[True, 5])
+        assert engine.score(PROMPT, labels=[np.int64(5), 6]).keys() == {5, 6}
+
+
+def test_a_tokenizers_first_space_is_in_the_text_the_stream_and_the_stops() -> None:
+    """SentencePiece's way: a ▁ in front of each word, the first of a text not shown."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    from forethought.backend.text import Text
+
+    words = ["<unk>", "</s>", "▁x", ":", "▁", "▁return", "▁▁▁", "▁y", ".", "y"]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [("▁", "y")], unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    text = Text(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>"))
+    toy = reciting([2, 3], [6, 5, 7, 8])
+    toy.text = text
+    with Audited(toy, kv_slots=400) as engine:
+        run: dict[str, Any] = {"max_tokens": 4}
+        assert engine.generate([2, 3], **run)[0].text == "    return y."
+        assert "".join(map(str, engine.stream([2, 3], **run))) == "    return y."
+        assert engine.generate([2, 3], stop=" y", **run)[0].text == "    return"
+        assert engine.generate([2, 3], stop="    ", include_stop=True, **run)[0].text == "    "
+        assert [score.token_ids for score in engine.score([2, 3], [" y", "y"])] == [[7], [9]]
+        assert engine.score([2, 3], labels=[" y", "y"]).keys() == {" y", "y"}

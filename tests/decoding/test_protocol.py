@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lab import EOS, Audited, Toy, reciting, slow_generate, spell, tiny_llama
+from lab import EOS, Audited, Rule, Toy, reciting, slow_generate, spell, tiny_llama
 from torch import Tensor
 
 import forethought as ft
@@ -176,7 +176,7 @@ class Matching(ft.Decoder):
     def _target(row: Row, ahead: list[int], logits: Tensor) -> int:
         output = [*row.output, *ahead]
         scores = process(logits[None], [row.request.sampling], [row.prompt], [output])[0]
-        stream = noise.stream(row.request.seed, row.sample, noise.Lane.TARGET)
+        stream = noise.stream(row.request.noise_seed, row.sample, noise.Lane.TARGET)
         key = noise.keys(np.array([stream], np.uint64), np.array([len(output)], np.uint64))
         return int((scores + noise.gumbel(key, torch.arange(len(scores)))[0]).argmax())
 
@@ -513,10 +513,20 @@ class Behind(ft.Autoregressive):
 def test_rows_may_see_other_contexts(llama: Model, slots: int) -> None:
     """The same text as behind a longer prompt; nothing of it is taken for what the ids alone would give."""
     fronts, run = [[*range(20)], [*range(20, 5, -1)], []], {"max_tokens": 12, "temperature": 1.0, "seed": 1}
-    with Audited(llama, kv_slots=4000) as plain:
-        expected = [
-            [plain.generate([*front, *p], n=3, **run)[i].token_ids for i, front in enumerate(fronts)] for p in PROMPTS[:3]
-        ]
+
+    def behind(front: list[int]) -> Rule:
+        def rule(ids: list[int]) -> np.ndarray:
+            pool = llama.new_pool(100)
+            logits = llama.forward(TokenBatch(pool, [calls.Row(pool.new_context(), [*front, *ids])])).logits
+            assert logits is not None
+            return logits[-1].cpu().numpy()
+
+        return rule
+
+    expected = [
+        [slow_generate(behind(front), p, 12, sample=i, temperature=1.0, seed=1) for i, front in enumerate(fronts)]
+        for p in PROMPTS[:3]
+    ]
     decoder = Behind()
     with Audited(llama, decoder, kv_slots=slots) as engine:
 

@@ -201,7 +201,7 @@ def test_a_draw_is_the_best_of_log_probability_plus_noise() -> None:
     drawn = Sampler().draw(rows, logits)
     for row, own, token in zip(rows, logits, drawn.tokens.tolist(), strict=True):
         scores = slow_process(own.tolist(), row.prompt, row.output, row.request.sampling)
-        seed = row.request.seed
+        seed = row.request.noise_seed
         noisy = [x + slow_gumbel(seed, row.sample, len(row.output), t, row=row.index) for t, x in enumerate(scores)]
         assert token == noisy.index(max(noisy))
     assert not drawn.failed

@@ -228,6 +228,46 @@ def test_another_config_or_other_weights_are_refused(tmp_path: Path, monkeypatch
         run(tmp_path, "run.problems=1")
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("tokenizer_config.json", {"pad_token": "<unk>"}, "another tokenizer"),
+        ("chat_template.jinja", "{{ messages[0].content }}!", "another chat template"),
+        ("generation_config.json", {"suppress_tokens": [7]}, "another generation settings: suppressed"),
+        ("generation_config.json", {"repetition_penalty": 1.2}, "another generation settings: repetition_penalty=null, now"),
+        ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "another tokenizer"),
+        ("generation_config.json", {"pad_token_id": 3}, None),
+    ],
+)
+def test_what_else_makes_the_text_is_part_of_the_run(file: str, change: Any, message: str | None, tmp_path: Path,
+                                                     make_checkpoint: Any) -> None:  # fmt: skip
+    folder = make_checkpoint(tmp_path / "tiny")
+    small = [f"model={folder}", "strategy.n=1", "run.problems=1", "max_tokens=8"]
+    run(tmp_path / "run", *small)
+    target = folder / file
+    target.write_text(change if isinstance(change, str) else json.dumps(json.loads(target.read_text()) | change))
+    if message is None:
+        run(tmp_path / "run", *small)
+        return
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run", *small)
+
+
+def test_lines_that_were_appended_twice_count_once(tmp_path: Path) -> None:
+    first = run(tmp_path / "run")
+    for name in ("samples", "verdicts", "solutions"):
+        file = tmp_path / "run" / f"{name}.jsonl"
+        file.write_bytes(file.read_bytes() * 2)
+    again = run(tmp_path / "run")
+    assert (again.problems, again.draws, again.statuses) == (first.problems, first.draws, first.statuses)
+    file = tmp_path / "run" / "verdicts.jsonl"
+    line = json.loads(file.read_text().splitlines()[0])
+    with open(file, "a") as lines:
+        lines.write(json.dumps(line | {"status": "error"}) + "\n")
+    with pytest.raises(ValueError, match=rf"problem {line['problem']}, index {line['index']} that contradict"):
+        run(tmp_path / "run")
+
+
 def test_the_hash_of_weights_sees_another_checkpoint(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((BUILT_IN / "nano" / name).read_bytes())

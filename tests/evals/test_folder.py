@@ -111,6 +111,25 @@ def test_what_is_no_run_says_so(tmp_path: Path) -> None:
         identity(tmp_path)
 
 
+@pytest.mark.parametrize("old", [1, 2])
+def test_an_older_run_says_why_it_is_refused(tmp_path: Path, old: int) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"format": old, **WHAT}))
+    for open_it in (lambda: identity(tmp_path), lambda: RunFolder(tmp_path, WHAT)):
+        with pytest.raises(ValueError, match=f"format {old}, this version reads format {FORMAT}; it does not say which"):
+            open_it()
+
+
+def test_a_line_that_stands_there_twice_counts_once(tmp_path: Path) -> None:
+    rows = [{"problem": p, "index": i, "text": f"{p}{i}"} for p in "ab" for i in range(3)]
+    with RunFolder(tmp_path, WHAT) as folder:
+        folder.append("samples", rows)
+        folder.append("samples", [*rows[1:4], dict(reversed(rows[0].items()))])
+        assert list(folder.once("samples", "problem", "index")) == rows
+        folder.append("samples", [rows[4] | {"text": "another"}])
+        with pytest.raises(ValueError, match=r"samples\.jsonl: two lines for problem b, index 1 that contradict"):
+            list(folder.once("samples", "problem", "index"))
+
+
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     with RunFolder(tmp_path, WHAT) as folder:
         folder.write("results.json", "one")

@@ -9,6 +9,7 @@ Imported by test modules (``tests/conftest.py`` puts this folder on the path). N
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -206,6 +207,11 @@ def slow_gumbel(seed: int, sample: int, position: int, token: int, lane: int = 0
     return -math.log(-math.log1p(-min(u, 1 - 2.0**-24)))
 
 
+def slow_noise_seed(seed: int, prompt: Sequence[int]) -> int:
+    """What a request's noise is made from."""
+    return int.from_bytes(hashlib.blake2b(f"{[seed, *prompt]}"[1:-1].replace(" ", "").encode(), digest_size=8).digest(), "big")
+
+
 def slow_process(logits: Iterable[float], prompt: Sequence[int], output: Sequence[int], s: ft.Sampling) -> list[float]:
     """Log-probabilities to draw from, one token at a time, in float64."""
     x = [float(v) for v in logits]
@@ -250,7 +256,7 @@ def slow_certainty(logits: Iterable[float]) -> float:
 def slow_generate(rule: Rule, prompt: Sequence[int], tokens: int, *, seed: int = 0, sample: int = 0, stop: Sequence[int] = (),
                   **sampling: Any) -> list[int]:  # fmt: skip
     """What plain decoding gives: the whole text through the model again for every token."""
-    settings, output = ft.Sampling(**sampling), list[int]()
+    settings, output, seed = ft.Sampling(**sampling), list[int](), slow_noise_seed(seed, prompt)
     while len(output) < tokens and (not output or output[-1] not in stop):
         scores = slow_process(rule([*prompt, *output]).tolist(), prompt, output, settings)
         noisy = [s if s == -math.inf else s + slow_gumbel(seed, sample, len(output), t) for t, s in enumerate(scores)]

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import gzip
 import json
+import math
 import re
 import sys
 import time
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from forethought.schema import Problem, Verdict
 from forethought.verifiers import asserts
 from forethought.verifiers.code import Code
+from forethought.verifiers.outputs import same_output
 from forethought.verifiers.programs import readings
 from forethought.verifiers.sandbox import Program, Ran, Sandbox
 
@@ -103,6 +105,96 @@ def test_setup_runs_between(code: Code) -> None:
     task = problem(["assert size(root) == 1"], "size", setup="root = Node()\r\n")
     (verdict,) = judge(code, task, "class Node: pass\ndef size(node): return int(type(node) is Node)")
     assert (verdict.status, verdict.meta["spoofable"]) == ("correct", True)
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "absolute", "relative", "right"),
+    [
+        ("3 \n\n", "3", 0, 0, True),
+        ("3\r\n4\r\n", "3\n4\n", 0, 0, True),
+        ("1 2", "1  2", 0, 0, False),
+        ("1 2", "1  2", 1e-9, 0, True),
+        (" 3", "3", 0, 0, False),
+        ("0.3333334", "0.3333333", 0, 0, False),
+        ("0.3333334", "0.3333333", 1e-6, 0, True),
+        ("1000001.0", "1000000", 1e-6, 1e-6, True),
+        ("1000001", "1000000", 1e-6, 1e-6, False),
+        ("1000003.0", "1000000", 1e-6, 1e-6, False),
+        ("3.0", "3", 1e-6, 0, True),
+        ("x 1.00000001", "x 1", 1e-6, 0, True),
+        ("y 1.0", "x 1", 1e-6, 0, False),
+        ("1.0 2.0", "1.0", 1e-6, 0, False),
+        ("nan", "1.0", 1e-6, 1e-6, False),
+        ("1e9999", "1.0", 1e-6, 1e-6, False),
+        ("1_0.0", "10", 1e-6, 0, False),
+        ("٣.0", "3", 1e-6, 0, False),
+        ("9" * 5000, "1.5", 1e-6, 0, False),
+        ("", "0.0", 1e-6, 0, False),
+    ],
+)
+def test_outputs_are_compared(got: str, want: str, absolute: float, relative: float, right: bool) -> None:
+    assert same_output(got, want, absolute, relative) is right
+
+
+def test_outputs_have_the_tasks_tolerance(code: Code) -> None:
+    pairs = [{"stdin": "1 3\n", "stdout": "0.333333\n"}]
+    text = "a, b = map(int, input().split())\nprint(a / b)"
+    assert judge(code, problem(pairs, None), text)[0].status == "wrong"
+    assert judge(code, problem(pairs, None, tolerance=1e-5), text)[0].status == "correct"
+    assert judge(code, problem(pairs, None, relative_tolerance=1e-5), text)[0].status == "correct"
+    assert (
+        judge(code, problem([[[1, 3], 0.333333]], relative_tolerance=1e-5), "def add(a, b): return a / b")[0].status == "correct"
+    )
+    with pytest.raises(ValueError, match=r"p: tolerance=-1\.0 is no tolerance"):
+        judge(code, problem(pairs, None, tolerance=-1), text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import sys\nsys.stdout.write('ok')\nsys.exit(0)",
+        "import sys\nprint('ok')\nsys.exit()",
+        "print('ok')\nquit()",
+        "print('ok')\nexit(0)",
+        "import os\nprint('ok', flush=True)\nos._exit(0)",
+        "import atexit\natexit.register(print, 'ok')",
+        (
+            "import atexit, io, os, sys\nsys.stdout = io.StringIO()\n"
+            "atexit.register(lambda: os.write(1, sys.stdout.getvalue().encode()))\nprint('ok')"
+        ),
+        "out = open(1, 'w')\nout.write('ok')",
+        "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer)\nprint('ok')",
+        "import sys\nsys.stdout.buffer.write(b'ok')",
+        "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.1), print('ok'))).start()",
+        "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\npool.submit(print, 'ok')",
+        "import atexit\natexit.register(lambda: 1 / 0)\natexit.register(print, 'ok')",
+        "class Last:\n    def __del__(self): print('ok')\nlast = Last()",
+        (
+            "import threading, sys\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(1 << 26)\n"
+            "t = threading.Thread(target=print, args=['ok'])\nt.start()"
+        ),
+    ],
+)
+def test_output_at_exit_counts(code: Code, text: str) -> None:
+    (verdict,) = judge(code, problem([{"stdin": "", "stdout": "ok"}], None), text)
+    assert verdict.status == "correct", verdict
+
+
+@pytest.mark.parametrize(
+    "text", ["print('ok')\nraise SystemExit(1)", "print('ok')\n1 / 0", "import os\nprint('ok', flush=True)\nos.abort()"]
+)
+def test_right_output_does_not_excuse_a_failure(code: Code, text: str) -> None:
+    assert judge(code, problem([{"stdin": "", "stdout": "ok"}], None), text)[0].status == "wrong"
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["import os; os.fork()", "import socket; socket.socket()", "open('/usr/mine', 'w')", "import subprocess as s; s.run('ls')"],
+)
+def test_what_the_sandbox_refuses_is_neither_wrong_nor_our_error(code: Code, body: str) -> None:
+    for task in (PLAIN, SHARED):
+        (verdict,) = judge(code, task, f"def add(a, b):\n    {body}")
+        assert (verdict.status, verdict.score, verdict.meta["sandbox"]) == ("unknown", None, "refused"), verdict
 
 
 @pytest.mark.parametrize("text", ["import os\ndef add(a, b): os._exit(0)", f"import atexit, os\n{ADD}raise SystemExit(0)"])
@@ -226,10 +318,14 @@ def test_hostile_text_is_read_in_time() -> None:
         ("math.isclose(f(1), 2.0, rel_tol=0.01)", 2.01, 2.1),
         ("f(1) is True", True, 1),
         ("f(1) == None", None, 0),
-        ("f(1)", [0], []),
-        ("not f(1)", 0, 1),
-        ("set(f(1)) == set([1, 2])", [2, 1, 1], [1]),
-        ("sorted(f(1)) == [1, 2]", [2, 1], {"unplain": "generator"}),
+        ("f(1)", True, False),
+        ("not f(1)", False, True),
+        ("set(f(1)) == set([1, 2])", {"set": [2, 1]}, {"set": [1]}),
+        ("sorted(f(1)) == [1, 2]", [1, 2], [2, 1]),
+        ("f(1) == 0.5", {"fraction": [1, 2]}, {"fraction": [1, 0]}),
+        ("f(1) == 0.5", {"decimal": "0.5"}, {"decimal": "sNaN"}),
+        ("f(1) == {1, 2}", {"keys": [2, 1]}, [1, 2]),
+        ("f(1) == [1]", [1], {"array": [1]}),
         ("f(-1, set(), float('inf')) == -2 ** 70", {"int": hex(-(2**70))}, 2),
     ],
 )
@@ -240,12 +336,12 @@ def test_assertions_become_calls(test: str, right: object, wrong: object) -> Non
     assert not call.accepts({"unplain": "object"})
 
 
-kinds = st.sampled_from(["int", "complex", "tuple", "set", "dict", "bytes", "unplain"])
+kinds = st.sampled_from("int complex tuple set dict bytes keys items fraction decimal array unplain".split())
 encoded = st.recursive(
     st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(kinds, inner, max_size=2),
 )
-hows = st.sampled_from(["equal", "is", "json", "truth", "set", "sorted", "len"])
+hows = st.sampled_from(["equal", "is", "json", "close", "<", "<="])
 
 
 @given(encoded, hows, st.sampled_from([1, 0.5, [1.0], {"a": 1}, True, {(1,)}, None]), st.sampled_from([0.0, 0.1]))
@@ -280,6 +376,76 @@ def test_tests_are_read_in_several_threads_at_once() -> None:
         gc.set_threshold(*threshold)
         sys.setswitchinterval(interval)
     assert all(calls and len(calls[0].want) == 300 for calls in read)
+
+
+RETURNS = (
+    "{1: 2}.keys()", "{'a': 1}.items()", "{1: 2}.values()", "map(int, '12')", "filter(None, [0, 1])", "zip([1], [2])", "range(3)",
+    "(i for i in [2, 1])", "reversed([1, 2])", "enumerate('a')", "[1, 2]", "(1, 2)", "{1, 2}", "frozenset([1, 2])",
+    "'12'", "b'12'",
+    "__import__('collections').deque([1, 2])", "__import__('collections').Counter('ab')",
+    "__import__('collections').OrderedDict(a=1)",
+    "__import__('fractions').Fraction(1, 2)", "__import__('fractions').Fraction(1, 3)", "__import__('decimal').Decimal('0.5')",
+    "__import__('decimal').Decimal('0.1')", "__import__('decimal').Decimal('NaN')", "[__import__('fractions').Fraction(2)]",
+    "0.5", "0.1", "2", "1", "True", "None", "1 + 0j", "float('nan')", "__import__('re').match('a', 'ab')", "object()", "[]", "''",
+    "__import__('datetime').date(2024, 1, 2)", "__import__('array').array('i', [1, 2])", "[{1: 2}.keys()]", "10 ** 5000",
+)  # fmt: skip
+CHECKS = (
+    "f() == [1, 2]", "f() == (1, 2)", "f() == {1, 2}", "f() == {1}", "f() == {'a': 1}", "f() == {('a', 1)}",
+    "f() == 0.5", "f() == 0.1",
+    "f() == 2", "f() == [2]", "f()", "not f()", "f() is True", "f() is None", "list(f()) == [1, 2]", "sorted(f()) == [1, 2]",
+    "set(f()) == {1, 2}", "tuple(f()) == (1, 2)", "len(f()) == 2", "bool(f()) == True", "list(f()) == [(1, 2)]",
+    "list(f()) == [0, 1, 2]",
+    "abs(f() - 0.5) < 1e-6", "abs(f() - 0.5) <= 0.5", "abs(f() - 0.5) < 0.5", "math.isclose(f(), 0.5)",
+    "math.isclose(f(), 0.1, rel_tol=1e-3)", "[1, 2] == f()", "f() == '12'", "f() == [{1}]", "f() == 10 ** 5000",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def returned(code: Code) -> dict[tuple[str, str | None], Ran]:
+    """What the sandbox has each function of :data:`RETURNS` say, through each wrap."""
+    wraps = {call.wrap for check in CHECKS for call in asserts.calls(f"assert {check}", "f") or []}
+    programs = [(text, wrap) for text in RETURNS for wrap in wraps]
+
+    def ran(program: tuple[str, str | None]) -> Ran:
+        return code.sandbox.run(Program([f"def f(): return {program[0]}"], "f", [((), {})], wraps=[program[1]]))
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(programs, pool.map(ran, programs), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_verdict_is_what_the_assert_itself_says(check: str, returned: dict[tuple[str, str | None], Ran]) -> None:
+    (call,) = asserts.calls(f"assert {check}", "f") or []
+    for text in RETURNS:
+        namespace: dict[str, Any] = {"math": math}
+        exec(f"def f(): return {text}", namespace)
+        try:
+            right = bool(eval(check, namespace))
+        except (TypeError, ValueError, ArithmeticError):
+            right = False
+        ran = returned[text, call.wrap]
+        assert (ran.status == "passed" and call.accepts(ran.values[0])) == right, (text, ran)
+
+
+def test_generators_and_views_are_judged_as_the_assert_says(code: Code) -> None:
+    task = problem("assert sorted(add(1, 2)) == [1, 2]\nassert set(add(3, 4)) == {3, 4}")
+    for body, status in (("(x for x in (b, a))", "correct"), ("{a: 0, b: 0}.keys()", "correct"), ("map(int, [a, a])", "wrong")):
+        assert judge(code, task, f"def add(a, b): return {body}")[0].status == status, body
+    assert judge(code, problem("assert add(1, 2)"), "import re\ndef add(a, b): return re.match('x', 'xy')")[0].status == "correct"
+
+
+def test_numpy_arrays_are_no_lists(code: Code) -> None:
+    """``assert array == [3, 4]`` raises in Python; for pairs of JSON an array is a list."""
+    pytest.importorskip("numpy")
+    text = "import numpy as np\ndef add(a, b): return np.array([a, b])"
+    assert judge(code, problem("assert add(1, 2) == [1, 2]"), text)[0].status == "wrong"
+    assert judge(code, problem("assert list(add(1, 2)) == [1, 2]"), text)[0].status == "correct"
+    assert judge(code, problem([[[1, 2], [1, 2]]]), text)[0].status == "correct"
+    assert (
+        judge(code, problem("assert add(1, 2) == 3.0"), "import numpy as np\ndef add(a, b): return np.float64(a + b)")[0].status
+        == "correct"
+    )
 
 
 # --- the benchmarks
