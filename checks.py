@@ -36,10 +36,11 @@ def number(name: str, value: Any, ok: Callable[[float], bool], what: str) -> flo
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}: a number, not {type(value).__name__}")
+    real: Any = value
     try:
-        found = float(value)
+        found = float(real)
     except OverflowError:
-        found = -math.inf if str(value).startswith("-") else math.inf
+        found = math.inf if real > 0 else -math.inf
     if math.isnan(found) or not ok(found):
         raise ValueError(f"{name}={found!r}: {what}")
     return found

@@ -88,6 +88,8 @@ class NewTokens(NamedTuple):
     k: Sequence[Tensor]
     v: Sequence[Tensor]
     logits: Tensor | None = None
+    invariant: bool = False
+    """Whether a token's results may not depend on the others: see ``kernels/invariant.py``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,8 @@ class TokenBatch:
 
     ``embeddings``: (token index [M], vectors [M, width]) that replace table look-ups. ``hidden``: layers wanted in the output.
     ``taps``: layer -> what is called with the residual stream [T, width] entering that layer, before later layers run.
-    ``ahead``: what was made of this call beforehand, of use if it fits.
+    ``ahead``: what was made of this call beforehand, of use if it fits. ``invariant``: no bit of a token's results depends on
+    the other rows, for models that do not refuse it (:meth:`~.model.Model.refuses_invariance`).
     """
 
     def __init__(
@@ -142,8 +145,10 @@ class TokenBatch:
         hidden: Sequence[int] = (),
         taps: Mapping[int, Tap] | None = None,
         ahead: Ahead | None = None,
+        invariant: bool = False,
     ) -> None:
         _check(pool, rows)
+        self.invariant = invariant
         self.pool, self.rows, self.embeddings, self.hidden, self.taps = pool, rows, embeddings, tuple(hidden), dict(taps or {})
         trees = {r: ancestor_bits(row.parents) for r, row in enumerate(rows) if row.parents is not None}
         flat: list[int] = []

@@ -45,20 +45,27 @@ class Engine(Generator):
     left when weights, steps and pool together fill ``gpu_memory_utilization`` of it (:attr:`memory` says how).
     ``prefill_tokens``: prompt tokens computed per step beside decoding. ``max_rows``: rows decoding at once; on a GPU, where
     memory is kept for the logits of so many tokens, drafted ones are cut to that, and a decoder that always drafts has fewer
-    rows.
+    rows. ``batch_invariant``: text and log-probabilities of a request are the same bits whatever shares the batch, is cached, or
+    was drafted, however prompts are cut and whoever is preempted, for one dtype, device, number of threads and build of torch;
+    slower; ``ValueError`` for a model or decoder that cannot. Without it that holds up to rounding, which in bfloat16 can change
+    a token.
 
     Sampling defaults come from the checkpoint's generation_config; where it is silent decoding is greedy.
     """
 
     def __init__(
         self, model: Model, decoder: Decoder, *, kv_slots: int | None = None, prefill_tokens: int = 512, max_rows: int = 256,
-        gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION,
+        gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION, batch_invariant: bool = False,
     ) -> None:  # fmt: skip
         instance("model", model, Model, "a Model, as forethought.load('nano') gives")
         instance("decoder", decoder, Decoder, "a Decoder, as Autoregressive() makes")
         prefill_tokens = whole("prefill_tokens", prefill_tokens, 1)
         max_rows = whole("max_rows", max_rows, 1)
         kv_slots = None if kv_slots is None else whole("kv_slots", kv_slots, 1)
+        if flag("batch_invariant", batch_invariant) and (why := model.refuses_invariance()) is not None:
+            raise ValueError(f"batch_invariant=True: {why}")
+        if batch_invariant and decoder.fixed_draft:
+            raise ValueError(f"batch_invariant=True: under this rule of {type(decoder).__name__} text depends on what is drafted")
         self.model, self.decoder = model, decoder
         self.memory: tuple[MemoryPlan, ...] = share_out(
             [model, *decoder.models()], utilization=gpu_memory_utilization, tokens=prefill_tokens, rows=max_rows,
@@ -71,7 +78,7 @@ class Engine(Generator):
             kv_slots = self.memory[0].slots if self.memory else _slots_on_cpu(model)
         self.pool: KVPool = model.new_pool(kv_slots)
         decoder.bind(model)  # last: with a model that has no room here it may still serve another engine
-        self._runner = Runner(model, decoder, self.pool, prefill_tokens, self.max_rows, decided)
+        self._runner = Runner(model, decoder, self.pool, prefill_tokens, self.max_rows, decided, batch_invariant)
         self._inbox: deque[Callable[[], None]] = deque()
         """What the engine's thread is to do before its next step, in order."""
         self._loop = Loop.of(model.info.device)

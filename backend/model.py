@@ -83,6 +83,10 @@ class Model(ABC):
         """
         return None
 
+    def refuses_invariance(self) -> str | None:
+        """Why its results for a token must depend on what else is in a call; None: a ``TokenBatch`` can ask that they do not."""
+        return f"{type(self).__name__} has no batch-invariant form"
+
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings [..., width] of token ids [...]."""

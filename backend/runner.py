@@ -59,10 +59,11 @@ class Runner:
     """
 
     def __init__(
-        self, model: Model, decoder: Decoder, pool: KVPool, prefill_tokens: int, max_rows: int, most_decided: int | None = None
-    ) -> None:
+        self, model: Model, decoder: Decoder, pool: KVPool, prefill_tokens: int, max_rows: int, most_decided: int | None = None,
+        batch_invariant: bool = False,
+    ) -> None:  # fmt: skip
         self.model, self.decoder, self.pool, self.prefill_tokens = model, decoder, pool, prefill_tokens
-        self.most_decided = most_decided
+        self.most_decided, self.batch_invariant = most_decided, batch_invariant
         self.tree = PrefixTree(pool)
         self.scheduler = Scheduler(pool, self.tree, decoder, max_rows, lambda sample, error: self.finish(sample, "error", error))
         self.usage = Usage(max_rows)
@@ -150,7 +151,8 @@ class Runner:
         done = [chunk for chunk in chunks if chunk.last]
         ahead, self._ahead = self._ahead, None
         step = _Step(
-            batch=TokenBatch(self.pool, _batch_rows(rows, draft, chunks), hidden=self.decoder.hidden, ahead=ahead),
+            batch=TokenBatch(self.pool, _batch_rows(rows, draft, chunks), hidden=self.decoder.hidden, ahead=ahead,
+                             invariant=self.batch_invariant),
             samples=[*decoding, *dict.fromkeys([chunk.sample for chunk in chunks])], chunks=chunks, draft=draft,
             rows=rows + [chunk.row for chunk in done],
             owners=[sample for sample in decoding for _ in sample.rows] + [chunk.sample for chunk in done],

@@ -148,7 +148,7 @@ def _call(runner: Runner, rows: list[Row]) -> Tensor:
     slots = sum(len(row.ids) for row in rows)
     if not runner.make_free(slots):
         raise PoolFull(f"{slots} slots needed to score, {runner.pool.free} free of {runner.pool.size}")
-    batch = TokenBatch(runner.pool, rows)
+    batch = TokenBatch(runner.pool, rows, invariant=runner.batch_invariant)
     try:
         logits = runner.call(batch).logits
     except BaseException:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels import invariant
 from ..kernels.attention import attend
 from ..kernels.rotary import Rotary
 from ..kernels.transfer import numbered, put
@@ -63,6 +64,10 @@ class Linear:
         """``residual`` plus the product."""
         out = torch.addmm(residual, x, self.weight)
         return out if self.bias is None else out + self.bias
+
+    def alone(self, x: Tensor) -> Tensor:
+        """The product, no row of which depends on the others."""
+        return invariant.product(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +169,22 @@ class Transformer(Model):
         self.check(batch)
         if self._graphs is not None and (output := self._graphs.forward(batch)) is not None:
             return output
-        tokens = NewTokens(*batch.tensors(self.info.device), batch.views, batch.pool.k, batch.pool.v)
+        tokens = NewTokens(*batch.tensors(self.info.device), batch.views, batch.pool.k, batch.pool.v, invariant=batch.invariant)
         return walk(self.stages(tokens, batch.hidden, batch.taps, batch), batch.taps, len(batch.ids))
 
     @torch.inference_mode()
     def prepare(self, batch: TokenBatch) -> Ahead | None:
         return None if self._graphs is None else self._graphs.prepare(batch)
+
+    def refuses_invariance(self) -> str | None:
+        device, dtype = self.info.device, self.info.dtype
+        if device.type != "cpu":
+            return f"it is made for a CPU, not for {device}"
+        if self.impl not in ("auto", "torch"):
+            return f"impl={self.impl!r} has no batch-invariant form, plain torch has"
+        if not invariant.holds(dtype, torch.get_num_threads()):
+            return f"this CPU's products in {dtype} depend on their rows even at a fixed size"
+        return None
 
     def stages(
         self, tokens: NewTokens, hidden: Collection[int], taps: Collection[int], batch: TokenBatch | None = None
@@ -189,8 +204,10 @@ class Transformer(Model):
                 yield i, x
             if i in hidden:
                 kept[i] = x if wanted is None else x[wanted]
-            x = block.out.onto(x, self._attention(block, x, cos, sin, tokens, i))
-            x = block.down.onto(x, self._mlp(block, x))
+            mixed = self._attention(block, x, cos, sin, tokens, i)
+            x = x + block.out.alone(mixed) if tokens.invariant else block.out.onto(x, mixed)
+            inner = self._mlp(block, x, tokens.invariant)
+            x = x + block.down.alone(inner) if tokens.invariant else block.down.onto(x, inner)
         if wanted is not None and len(self._blocks) not in taps:
             x = x.index_select(0, wanted)
         x = self._rms(x, self._norm)
@@ -199,14 +216,18 @@ class Transformer(Model):
             x = x if wanted is None else x.index_select(0, wanted)
         if last in hidden:
             kept[last] = x
-        return Output(None if self._head is None else torch.mm(x, self._head, out=tokens.logits), kept)
+        if self._head is None or not tokens.invariant:
+            return Output(None if self._head is None else torch.mm(x, self._head, out=tokens.logits), kept)
+        return Output(invariant.product(x, self._head), kept)
 
     def _attention(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor, tokens: NewTokens, i: int) -> Tensor:
         """The attention's output [T, heads * dim], before its projection."""
         x = self._rms(x, block.attention_norm)
-        qkv = block.qkv(x).view(-1, self.heads + 2 * self.kv_heads, self.dim)
+        qkv = (block.qkv.alone(x) if tokens.invariant else block.qkv(x)).view(-1, self.heads + 2 * self.kv_heads, self.dim)
         k, v = tokens.k[i], tokens.v[i]
         q = write(qkv, cos, sin, tokens.slots, k, v, norms=block.norms, impl=self._write_impl)
+        if tokens.invariant:
+            return invariant.attend(q, k, v, tokens.views, scale=self.scale, window=block.window).flatten(1)
         rotary = self.info.layers[i].rotary
         out, _ = attend(q, k, v, tokens.views, scale=self.scale, window=block.window, rotary=rotary, impl=self.impl)
         return out.flatten(1)
@@ -214,10 +235,10 @@ class Transformer(Model):
     def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
         return rms(x, weight, self.eps)
 
-    def _mlp(self, block: Block, x: Tensor) -> Tensor:
+    def _mlp(self, block: Block, x: Tensor, alone: bool) -> Tensor:
         """The gated units [T, intermediate], before their projection."""
         x = self._rms(x, block.mlp_norm)
-        gate, up = block.gate_up(x).chunk(2, -1)
+        gate, up = (block.gate_up.alone(x) if alone else block.gate_up(x)).chunk(2, -1)
         return F.silu(gate) * up
 
     @torch.inference_mode()

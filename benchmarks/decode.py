@@ -223,7 +223,7 @@ def measure(case: Case, device: str, repeats: int) -> Iterator[dict[str, Any]]:
             seconds[contender.name].append(time.perf_counter() - start)
             forwards[contender.name] = contender.forwards - before
     ours.engine.close()
-    weights, slot = sizes(case, model)
+    weights, slot = sizes(case.dtype, model)
     attended = sum(r.n * sum(range(len(r.prompt) + 1, len(r.prompt) + r.new)) for r in case.requests)
     for name, times in seconds.items():
         speeds = [case.tokens / t for t in times]
@@ -252,11 +252,13 @@ def checkpoint(case: Case, device: str, path: str) -> Any:
     return model.to(device)
 
 
-def sizes(case: Case, model: Any) -> tuple[int, int]:
+def sizes(dtype: torch.dtype, model: Any) -> tuple[int, int]:
     """Bytes of the weights that a forward reads, and of one token's keys and values."""
     unread = 0 if model.config.tie_word_embeddings else model.model.embed_tokens.weight.numel()
-    slot = 2 * model.config.num_hidden_layers * model.config.num_key_value_heads * model.config.head_dim
-    return (sum(p.numel() for p in model.parameters()) - unread) * case.dtype.itemsize, slot * case.dtype.itemsize
+    config = model.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    slot = 2 * config.num_hidden_layers * config.num_key_value_heads * head
+    return (sum(p.numel() for p in model.parameters()) - unread) * dtype.itemsize, slot * dtype.itemsize
 
 
 def compare(case: Case, model: Any, mine: list[list[int]], theirs: list[list[int]]) -> dict[str, int]:

@@ -9,8 +9,9 @@ turn, before any sees the next one (A, B, C, A, B, C), so that the machine's moo
 repeats, ratios are taken within a repeat. A timed block goes from prompt ids to output ids, prompts included; a text ends at its
 end token or after ``--tokens``.
 
-Tasks: math is the built-in models' own held-out problems. The others are Spec-Bench's, first turns only, read where
-FORETHOUGHT_DATA says; a prompt that does not fit the model is left out. Built-in models write nonsense there: only speed counts.
+Tasks: math is the built-in models' own held-out problems, humaneval the functions of HumanEval; the others are Spec-Bench's,
+first turns only. All but math are read where FORETHOUGHT_DATA says; a prompt that does not fit the model is left out. Built-in
+models write nonsense there: only speed counts.
 
 autoregressive, lookahead (16 tokens a step at most), prompt_lookup (10), speculative (a chain of up to 16 by ``--draft``),
 lookahead+draft (both in one tree of 16): an engine with its defaults, but for a KV pool of twice what a block can use. hf-plain,
@@ -67,6 +68,7 @@ from speculation_steps import SIZES, Clock, Ids, Table, Tally, told
 
 import forethought as ft
 from forethought.backend.batch import Row, TokenBatch
+from forethought.evals.tasks.code import HumanEval
 from forethought.nano.problems import problems
 
 TIMES = 9
@@ -75,7 +77,7 @@ OTHERS = 8
 """Problems of the untimed pass, at least."""
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 SPEC_BENCH = {"mt_bench": MT_BENCH} | {name: (name,) for name in ("translation", "summarization", "qa", "math_reasoning", "rag")}
-TASKS = ("math", *SPEC_BENCH)
+TASKS = ("math", "humaneval", *SPEC_BENCH)
 COUNTERPART = {
     PLAIN: "hf-plain", "lookahead": "hf-prompt-lookup", "prompt_lookup": "hf-prompt-lookup", "speculative": "hf-assisted",
     "lookahead+draft": "hf-assisted",
@@ -90,6 +92,9 @@ def texts(task: str) -> Iterator[str]:
     """The questions of a task, in order."""
     if task == "math":
         yield from (problem.question for problem in problems("test"))
+        return
+    if task == "humaneval":
+        yield from (problem.question for problem in HumanEval().problems())
         return
     file = Path(os.environ["FORETHOUGHT_DATA"]) / "spec_bench" / "question.jsonl"
     for line in file.read_text(encoding="utf-8").splitlines():

@@ -130,11 +130,13 @@ class Peer(Contender):
 class Models:
     """The model and its draft model: ours, and transformers' where they are wanted."""
 
-    def __init__(self, names: Sequence[str], target: str, draft: str, device: str) -> None:
-        self.target = ft.load(target, device=device)
-        self.draft = ft.load(draft, device=device) if {"speculative", "lookahead+draft"} & set(names) else None
+    def __init__(self, names: Sequence[str], target: str, draft: str | None, device: str, dtype: str = "auto") -> None:
+        self.target = ft.load(target, device=device, dtype=dtype)
+        self.draft = (
+            ft.load(draft, device=device, dtype=dtype) if draft and {"speculative", "lookahead+draft"} & set(names) else None
+        )
         self.peer = self._peer(target) if any(name.startswith("hf-") for name in names) else None
-        self.peer_draft = self._peer(draft) if "hf-assisted" in names else None
+        self.peer_draft = self._peer(draft) if draft and "hf-assisted" in names else None
         self.fed = None if self.peer is None else Fed(self.peer)
         self.peer_draft_fed = None if self.peer_draft is None else Fed(self.peer_draft)
 

@@ -15,6 +15,7 @@ import torch
 from ..backend.graphs import SIZES, refuses
 from ..backend.load import BUILT_IN
 from ..kernels.attention import choose, device_tuning, flash_from
+from ..kernels.invariant import depends
 from ..verifiers.doctor import attack_matrix
 from . import machine
 from .terminal import amount, clean, table
@@ -52,6 +53,7 @@ def examine() -> dict[str, Any]:
     return {
         **about,
         **kernels(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")),
+        "batch": {str(dtype).removeprefix("torch."): depends(dtype) for dtype in (torch.float32, torch.bfloat16)},
         "devices": {name: {"hardware": machine.name_of(name), **bandwidth(name)} for name in machine.devices()},
         "models": models,
         "problems": problems,
@@ -115,6 +117,13 @@ def _wait(device: str) -> None:
         torch.mps.synchronize()
 
 
+def _company(depends: dict[str, bool]) -> str:
+    """What is said of ``depends``: float type -> whether this CPU's products depend on what is computed beside them."""
+    if not (found := " and ".join(name for name, does in depends.items() if does)):
+        return "no difference by what shares it was seen in this CPU's products"
+    return f"last bits in {found} depend on what shares it, so a text can (CPU); Engine(batch_invariant=True): they do not"
+
+
 def _page(report: dict[str, Any]) -> str:
     versions, models = report["versions"], report["models"]
     listed = ", ".join(f"{name} ({amount(size, 'B')})" for name, size in models.items()) or "none"
@@ -126,6 +135,7 @@ def _page(report: dict[str, Any]) -> str:
         **{name: f"{report[name]['runs']} ({report[name]['why']})" for name in ("attention", "prefill", "steps")},
         "models": listed,
     }
+    facts["batch"] = _company(report["batch"])
     lines = [f"{name:<12} {fact}" for name, fact in facts.items()]
     speeds = [
         [name, found["hardware"], amount(found["copy"], "B/s"), amount(found["matrix_vector"], "B/s")]

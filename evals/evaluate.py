@@ -46,14 +46,18 @@ PAUSE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Where a run is kept, how much of the task it covers, the k of its curves, and the engine's share of a GPU."""
+    """Where a run is kept, how much of the task it covers, the k of its curves, the engine's share of a GPU, and whether its
+    texts may depend on what shares the batch."""
 
     path: str | None = None
     problems: int | None = None
     ks: Sequence[int] = KS
     gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION
+    batch_invariant: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.batch_invariant, bool):
+            raise ValueError(f"run.batch_invariant={self.batch_invariant!r}: true or false")
         if self.problems is not None and not _whole(self.problems):
             raise ValueError(f"run.problems={self.problems!r}: a whole number of at least 1, or null for all")
         if not self.ks or not all(map(_whole, self.ks)):
@@ -109,19 +113,24 @@ def evaluate_one(config: DictConfig) -> Results | None:
         what = _identity(config, truth, model)
         path = Path(plan.path or f"runs/{task.name}-{model.info.name}-{_short(what)}")
         folder = stack.enter_context(RunFolder(path, what))
-        engine = stack.enter_context(Engine(model, decoder, gpu_memory_utilization=plan.gpu_memory_utilization))
+        engine = stack.enter_context(
+            Engine(
+                model, decoder, gpu_memory_utilization=plan.gpu_memory_utilization, batch_invariant=plan.batch_invariant
+            )
+        )
         folder.write("config.yaml", OmegaConf.to_yaml(config))
         folder.write("environment.json", json.dumps(machine.describe(str(model.info.device)), indent=1) + "\n")
 
         def put(problem: Problem) -> Prompt:
-            return ask(model, task.prompt.replace("{question}", problem.question))
+            asked = task.form.fill(problem, task.fields(problem))
+            return asked if task.form.raw else ask(model, asked, task.form.start)
 
         chooser = None
         if (node := config.get("verifier")) is not None:
             verifier = stack.enter_context(verifier_of(node, lambda: engine))
             enrol(folder, verifier, node)
             given["verifier"] = chooser = Remembered(verifier, unfinished(folder, verifier.name))
-        strategy = make(engine, ask=put, read=task.read, **given)
+        strategy = make(engine, ask=put, read=task.read, ends=task.form.stop, **given)
         work = _Work(folder, strategy, truth, seed)
         start = time.perf_counter()
         try:
@@ -212,12 +221,13 @@ def _solution(problem: Problem, solution: Solution) -> dict[str, Any]:
 
 def _identity(config: DictConfig, truth: Verifier, model: Model) -> dict[str, Any]:
     """What makes a run this run: all of its config but where it is kept and how it is shown, the weights, what turns words into
-    token ids and back, the checkpoint's own decoding settings, and the truth."""
+    token ids and back, the checkpoint's own decoding settings, whether its texts are the same bits in any batch, and the truth."""
     kept = {key: value for key, value in plain(config).items() if key != "run"}
     words = {"tokenizer": None, "chat template": None} if model.text is None else wording(model.text)
     settings = json.loads(json.dumps(asdict(model.info.defaults)))
-    return {"config": kept, "weights": weights_hash(config.model.name_or_path), "truth": truth.name} | words | {
-        "generation settings": settings
+    return {
+        "config": kept, "batch_invariant": config.run.batch_invariant, "weights": weights_hash(config.model.name_or_path),
+        "truth": truth.name, **words, "generation settings": settings,
     }  # fmt: skip
 
 
@@ -271,5 +281,3 @@ def _timing(split: Split, engine: Engine) -> dict[str, float]:
         "draws": split.draws, "tokens": split.tokens, "forwards": cost.forwards,
         "tokens_per_second": split.tokens / split.wall if split.wall else 0.0,
     }  # fmt: skip
-
-

@@ -76,14 +76,16 @@ def _answer(engine: Engine, question: str, given: dict[str, Any], as_json: bool)
     return completion
 
 
-def ask(model: Model, question: str) -> Prompt:
-    """The question as a chat message; as raw text for a checkpoint without a chat template."""
+def ask(model: Model, question: str, start: str = "") -> Prompt:
+    """The question as a chat message; as raw text for a checkpoint without a chat template. ``start``: of the answer."""
     if model.text is None:
         raise ValueError(f"{model.info.name} has no tokenizer, so it cannot be asked in words")
     if not model.text.tokenizer.chat_template:
-        return question
-    message: Message = {"role": "user", "content": question}
-    return [message]
+        return f"{question}\n{start}" if start else question
+    messages: list[Message] = [{"role": "user", "content": question}]
+    if start:
+        messages.append({"role": "assistant", "content": start})
+    return messages
 
 
 def opens_reasoning(engine: Engine, prompt: Prompt) -> bool:

@@ -39,13 +39,15 @@ class BestOfN(Strategy):
     log-probability a token; "self_certainty": the largest mean KL(uniform || p) a token, p the model's own distribution. With
     ``power`` the latter is a Borda vote: of N draws with an answer the r-th most certain has (N - r + 1) ** power votes. At 0
     that is the majority; the larger it is, the fewer draws decide. ``stop`` ends a problem early, asked every ``round`` draws;
-    without it all are drawn at once. Other options are the generator's.
+    without it all are drawn at once. ``ends``: strings that end a draw, which is what the generator calls ``stop``. Other options
+    are the generator's.
     """
 
     def __init__(
         self, lm: Generator, n: int, *, ask: Callable[[Problem], Prompt], read: Callable[[str], str | None],
         select: Select = "majority", power: float | None = None, verifier: Verifier | None = None,
-        stop: Stopping | None = None, round: int = 4, budget: Budget | None = None, parameters: int = 0, **options: Any,
+        stop: Stopping | None = None, ends: Sequence[str] = (), round: int = 4, budget: Budget | None = None, parameters: int = 0,
+        **options: Any,
     ) -> None:  # fmt: skip
         if lm is None or isinstance(lm, str | type):
             raise TypeError(f"lm={lm!r}: a Generator, such as an Engine")
@@ -67,7 +69,7 @@ class BestOfN(Strategy):
         self.power, self.stop, self.budget, self.parameters = power, stop, budget or Budget(), parameters
         self.width = n if stop is None and budget is None else min(round, n)
         wanted: dict[str, dict[str, Any]] = {"likelihood": {"logprobs": "raw"}, "self_certainty": {"certainty": True}}
-        self.options = options | wanted.get(select, {})
+        self.options = options | wanted.get(select, {}) | ({"stop": list(ends)} if ends else {})
 
     async def asolve(self, problem: Problem, draws: Draws) -> Solution:
         meter, candidates = Meter(self.budget, self.parameters), list[Candidate]()

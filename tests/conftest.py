@@ -36,17 +36,37 @@ if find_spec("hypothesis"):
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-@pytest.fixture(scope="session")
-def benchmark_data() -> Path:
-    """The folder that ``FORETHOUGHT_DATA`` names: one folder a benchmark, each with its rows.
+def _folder(variable: str, what: str) -> Path:
+    """The folder that ``variable`` names.
 
-    Unset, the test is a skip that the summary counts. Set to something without rows, it is an error: whoever set it
+    Unset, the test is a skip that the summary counts. Set to nothing or to an empty folder, it is an error: whoever set it
     meant these tests to run.
     """
-    name = os.environ.get("FORETHOUGHT_DATA")
+    name = os.environ.get(variable)
     if name is None:
-        pytest.skip("FORETHOUGHT_DATA is not set: no benchmark rows to read")
+        pytest.skip(f"{variable} is not set: no {what} to read")
     folder = Path(name)
     if not name or not folder.is_dir() or not any(folder.iterdir()):
-        raise ValueError(f"FORETHOUGHT_DATA={name!r} is not a folder with benchmark rows")
+        raise ValueError(f"{variable}={name!r} is not a folder with {what}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def benchmark_data() -> Path:
+    """The folder that ``FORETHOUGHT_DATA`` names: one folder a benchmark, each with its rows."""
+    return _folder("FORETHOUGHT_DATA", "benchmark rows")
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Path:
+    """The folder that ``FORETHOUGHT_MODELS`` names: one folder a model, as Hugging Face writes them."""
+    return _folder("FORETHOUGHT_MODELS", "real models")
+
+
+@pytest.fixture(scope="session")
+def smollm(real_models: Path) -> Path:
+    """SmolLM2-135M-Instruct, the one real model that must be there wherever there are any."""
+    folder = real_models / "smollm2-135m"
+    if not (folder / "model.safetensors").is_file():
+        raise ValueError(f"FORETHOUGHT_MODELS={str(real_models)!r} has no smollm2-135m")
     return folder

@@ -32,6 +32,10 @@ class Unread(ValueError):
     """What is written cannot be read exactly, or only beyond the bounds."""
 
 
+class Foreign(Unread):
+    """Notation beyond this grammar that means one thing, and that a library may know."""
+
+
 @dataclass(frozen=True)
 class Poly:
     """Monomials and their coefficients, none of them zero. Make it by :func:`number`, :func:`letter` and arithmetic."""

@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from .algebra import Poly, Unread
+from .algebra import Foreign, Poly, Unread
 from .notation import normal
 from .shapes import read
 from .units import related
@@ -66,7 +66,7 @@ def compare(gold: str, answer: str) -> Outcome:
     try:
         a, b = read(gold), read(answer)
     except Unread as error:
-        return Outcome("unknown", str(error), ask=not any(map(_DROPPED.search, spelled)))
+        return Outcome("unknown", str(error), ask=isinstance(error, Foreign) and not any(map(_DROPPED.search, spelled)))
     if reason := _ambiguous(a, b):
         return Outcome("unknown", reason)
     if a.value.key == b.value.key:
@@ -145,7 +145,7 @@ def _shapes_differ(a: Value, b: Value) -> bool:
         return _foreign(a, b) or _foreign(b, a)
     if a.shape == "ordered" and b.shape == "union":
         return not b.detail and all(v.poly is not None and (v.poly.rational is not None or "∞" in v.key) for v in a.items)
-    return a.shape == "unordered" and b.shape == "union" and not b.detail
+    return a.shape == "unordered" and b.shape == "union" and not b.detail and all(v.shape == "number" for v in a.items)
 
 
 def _numbers_differ(a: Poly, b: Poly) -> bool:
@@ -154,12 +154,18 @@ def _numbers_differ(a: Poly, b: Poly) -> bool:
     if a.letters != b.letters and len(a.letters) == len(b.letters):
         return False  # perhaps the same with other names
     for one, other in ((a, b), (b, a)):
-        if not one.letters and len(other.terms) == 1 and len(other.letters) == 1 and other.letters <= _UNIT_LETTERS:
-            return False  # perhaps 5 and 5 metres
+        if not one.letters and len(other.terms) == 1 and _perhaps_unit(other.letters):
+            return False  # perhaps 5 and 5 metres, or 5 and 5 mol
     return True
 
 
-_UNIT_LETTERS = frozenset("mghsLlNJWVAKCF")
+_UNIT_LETTERS = frozenset((*"mghsLlNJWVAKCFHTS", "Omega"))
+_UNIT_SPELLING = _UNIT_LETTERS | frozenset((*"abcdeknoprtuvzPGMDBQ", "mu"))
+
+
+def _perhaps_unit(letters: frozenset[str]) -> bool:
+    """Whether letters may spell a unit: one that is one, or several of those of which compound units are made."""
+    return bool(letters) and letters <= (_UNIT_LETTERS if len(letters) == 1 else _UNIT_SPELLING)
 
 
 def _words_differ(a: Value, b: Value) -> bool:

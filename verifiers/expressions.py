@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from .algebra import BOTH, Poly, Unread, inverse, letter, number, opaque, power
+from .algebra import BOTH, Foreign, Poly, Unread, inverse, letter, number, opaque, power
 from .tokens import FUNCTIONS, GREEK, decimal, tokens
 
 MAX_DEPTH = 48
 MAX_FACTORIAL = 200
 
+_FOREIGN = frozenset((r"\int", r"\sum", r"\prod", r"\lim", r"\lfloor", r"\lceil"))
 _STOPS = ("", "+", "-", ")", "]", "}", ",", r"\pm", r"\mp")
 
 
@@ -31,7 +32,7 @@ class _Reader:
     """Tokens and a place among them. Methods are the rules of the grammar; each leaves the place behind what it read."""
 
     def __init__(self, tokens: list[str]) -> None:
-        self.tokens, self.at, self.depth = tokens, 0, 0
+        self.tokens, self.at, self.depth, self.bars = tokens, 0, 0, False
 
     def peek(self, ahead: int = 0) -> str:
         return self.tokens[self.at + ahead] if self.at + ahead < len(self.tokens) else ""
@@ -58,7 +59,8 @@ class _Reader:
 
     def product(self) -> Poly:
         value, divided = self.powered(), False
-        while (token := self.peek()) not in _STOPS:
+        while not self.stops():
+            token = self.peek()
             if token in ("*", r"\cdot", r"\times"):
                 self.take()
                 value, divided = value * self.powered(), False
@@ -66,12 +68,17 @@ class _Reader:
                 self.take()
                 if divided:
                     raise Unread("a quotient of a quotient")
+                if _literal(self.peek()) and (self.peek(1) == r"\frac" or _literal(self.peek(1) or "?")):
+                    raise Unread("divided by a mixed number, or by an integer")
                 value, divided = value * inverse(self.powered()), True
             elif divided:
                 raise Unread("what follows a quotient may belong to either part")
             else:
                 value = value * self.behind()
         return value
+
+    def stops(self) -> bool:
+        return self.peek() in _STOPS or (self.bars and self.peek() == "|")
 
     def behind(self) -> Poly:
         """A factor without a sign before it."""
@@ -120,7 +127,11 @@ class _Reader:
             value = self.sum()
             self.take({"(": ")", "[": "]", "{": "}"}[token])
             return value
+        if token == "|":
+            return self.absolute()
         if _literal(token):
+            if "." in token and self.peek() in ("(", "["):
+                raise Unread("digits that repeat, or a product")
             return self.mixed(decimal(token))
         if token.isalpha():
             return self.indexed(token)
@@ -136,17 +147,29 @@ class _Reader:
             return self.indexed(token[1:])
         if token[1:] in FUNCTIONS:
             return self.function(token[1:])
-        raise Unread(f"{token[:20]!r} is not read")
+        raise (Foreign if token in _FOREIGN else Unread)(f"{token[:20]!r} is not read")
+
+    def absolute(self) -> Poly:
+        if self.bars:
+            raise Unread("bars within bars")
+        self.bars = True
+        value = self.sum()
+        self.take("|")
+        self.bars = False
+        return _absolute(value)
 
     def mixed(self, whole: Fraction) -> Poly:
         """An integer, and with it the proper fraction right behind it."""
         if whole.denominator > 1 or not (self.peek() == r"\frac" or (self.peek().isdigit() and self.peek(1) == "/")):
             return number(whole)
-        if self.peek() == r"\frac":
+        plain = self.peek() == r"\frac"
+        if plain:
             self.take()
             above, below = self.argument(), self.argument()
         else:
             above, _, below = self.factor(), self.take("/"), self.factor()
+        if self.peek() == r"\frac" or (not plain and not self.stops()):
+            raise Unread("what follows a mixed number")
         a, b = above.rational, below.rational
         if a is None or b is None:
             return number(whole) * above * inverse(below)
@@ -217,13 +240,24 @@ class _Reader:
                 raise Unread("a power of a function or of its argument")
         else:
             argument = self.powered()
-            while self.peek() not in (*_STOPS, "*", "/", r"\cdot", r"\times", r"\div") and self.peek()[1:] not in FUNCTIONS:
+            signs = ("*", "/", r"\cdot", r"\times", r"\div")
+            while not self.stops() and self.peek() not in signs and self.peek()[1:] not in FUNCTIONS:
                 argument = argument * self.behind()
+        if name == "exp":
+            return power(letter("e"), argument * exponent)
         return power(opaque(name, argument), exponent)
 
 
 def _literal(token: str) -> bool:
     return token[0].isdigit() or (token[0] == "." and len(token) > 1)
+
+
+def _absolute(value: Poly) -> Poly:
+    """Exact for rationals and complex numbers with rational parts."""
+    real, imaginary = (value.terms.get(m, Fraction(0)) for m in ((), (("i", Fraction(1)),)))
+    if (value - number(real) - number(imaginary) * letter("i")).terms:
+        return opaque("abs", value)
+    return power(number(real * real + imaginary * imaginary), number(Fraction(1, 2)))
 
 
 def _natural(value: Poly, limit: int) -> int:

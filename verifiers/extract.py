@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import re
 
-from ..schema import THINK_END
+from .notation import WIDE
 
 TAIL = 100_000
 GUESS_TAIL = 10_000
 
+_THOUGHT = re.compile(r"\s*(?:<think(?:ing)?>|\[THINK\])")
+_THOUGHT_END = re.compile(r"</think(?:ing)?>|\[/THINK\]")
+_NARROW = str.maketrans({wide: r"\$" if wide == "＄" else narrow for wide, narrow in WIDE.items()})
+_HEADING = re.compile(r"\d+[.)]\s+[A-Za-z]|(?:step|part|case|check|solution)\b", re.I)
+_CLAUSE = re.compile(r"(?<=[\d})$%])(?:,| +(?:and|because|since|which|so|as)) +(?!sqrt|pi\b)(?:[a-z]{2,}) .*")
+
 _PIECE = re.compile(
-    r"\\(?P<box>boxed|fbox)(?![A-Za-z])\s*"
+    r"\\{1,2}(?P<box>boxed|fbox)(?![A-Za-z])\s*"
     r"(?:(?P<open>\{)|(?P<bare>[-+]?(?:[\d.\\(][^\s${}]*|[A-Za-z](?![A-Za-z]))(?:\{[^{}\s]*\})*))?|\\.|[{}]",
     re.S,
 )
@@ -24,17 +30,23 @@ _PHRASE = re.compile(
     re.I | re.M,
 )
 _SPAN = re.compile(
-    r"\$\$([^$]{1,1000})\$\$|\$([^$\n]{1,1000})\$|\\\(((?:(?!\\\)).){1,1000})\\\)|\\\[((?:(?!\\\]).){1,1000})\\\]", re.S
+    r"\$\$([^$]{1,1000})\$\$|(?<!\\)\$(?!\s)([^$\n]{1,1000})(?<![\s\\])\$(?!\d)|"
+    r"\$ ([^$\n]{1,1000}) \$(?! ?[\d<])|\\\(((?:(?!\\\)).){1,1000})\\\)|\\\[((?:(?!\\\]).){1,1000})\\\]",
+    re.S,
 )
-_NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d{1,1000})(?:\.\d{1,1000})?(?:/\d{1,1000})?(?![\w])")
+_NUMBER = re.compile(
+    r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})++(?!\d)|\d{1,1000}+)(?:\.\d{1,1000}+)?+(?:/\d{1,1000}+)?+"
+    r"(?:(?=(?:kg|km|cm|mm|ml|mg|lbs?|oz|ft|[gm])\b)|(?!\w))"
+)
 
 
 def final_answer(text: str, *, guess: bool = False) -> str | None:
     """The answer as it is written, or None. With ``guess``, else the last maths span, else the last number."""
-    _, ended, text = text.rpartition(THINK_END)
-    if not ended and text.lstrip().startswith("<think>"):
+    ends = list(_THOUGHT_END.finditer(text))
+    text = text[ends[-1].end() :] if ends else text
+    if not ends and _THOUGHT.match(text):
         return None
-    text = text[-TAIL:]
+    text = text[-TAIL:].translate(_NARROW)
     answer = boxed(text) or announced(text)
     if answer is None and guess:
         answer = _last(_SPAN, text[-GUESS_TAIL:]) or _last(_NUMBER, text[-GUESS_TAIL:])
@@ -61,9 +73,12 @@ def announced(text: str) -> str | None:
     """What follows the last "the answer is", "final answer:" or ``####``, up to the end of the sentence or line."""
     for match in reversed(list(_PHRASE.finditer(text))):
         said = (match["said"] or match["marked"]).strip().lstrip("*_: ").strip()
+        if match["marked"] and _HEADING.match(said):
+            continue
         if span := _SPAN.match(said):
             return next(group for group in span.groups() if group is not None).strip()
         said = re.split(r"[.!?;](?=\s|\*|$)|,? I hope|\*\*", said, maxsplit=1)[0].strip(" *_`")
+        said = _CLAUSE.sub("", said)
         if said:
             return said
     return None

@@ -17,6 +17,9 @@ ROW = "¶"  # \\
 OPEN, CLOSE = "([⦃⟨{", ")]⦄⟩}"  # ⦃ ⦄ stand for \{ \}
 PAIRS = dict(zip(OPEN, CLOSE, strict=True))
 
+WIDE: dict[str, str] = {chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F)} | {"。": ".", "、": ","}
+"""Full-width characters; their dollar is always money (:data:`DOLLAR`)."""
+WIDE[DOLLAR] = r"\$"
 _SIGNS = {
     **dict.fromkeys("−–—‐‑", "-"),
     **dict.fromkeys("\u00a0\u2009\u202f\u2002\u2003\u2006\u200a\t\n\r", " "),
@@ -25,7 +28,7 @@ _SIGNS = {
     "²": "^2", "³": "^3", "∅": r"\emptyset ", "±": r"\pm ", "∓": r"\mp ", "％": "%", "，": ",", "（": "(", "）": ")",
     "½": r"\frac12 ", "⅓": r"\frac13 ", "¼": r"\frac14 ", "¾": r"\frac34 ", "⅔": r"\frac23 ",
 }  # fmt: skip
-_CHARS = str.maketrans(_SIGNS)
+_CHARS = str.maketrans(WIDE | _SIGNS)
 
 _RULES = [(re.compile(pattern), new) for pattern, new in (
     (r"\\{2} ?(?:\[[^\[\]]{0,9}\])?", ROW),
@@ -51,7 +54,11 @@ _RULES = [(re.compile(pattern), new) for pattern, new in (
     (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", r"\\circ "),
     (r"\\?%", "%"),
 )]  # fmt: skip
-_AND = re.compile(r"\\text\{\s*(?:and|or)\s*\}|(?<=[\s\d}\)])(?:and|or)(?=[\s\d{\(\\])")
+_AND, _OR = (
+    re.compile(rf"\\text\{{\s*{word}\s*\}}|(?<=[\s\d}}\)$]){word}(?=[\s\d{{\(\\$])|\\(?:{sign})(?![A-Za-z])")
+    for word, sign in (("and", "land|wedge"), ("or", "lor|vee"))
+)
+OR = "∨"
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.S)
 _WORDS = re.compile(r"(?:\\text\{[^{}]*\}|[A-Za-z][A-Za-z'.-]*+|[ ])++")
 
@@ -64,7 +71,7 @@ def normal(text: str) -> str:
     while box := _BOX.fullmatch(text):
         text = box[1].strip()
     if not _WORDS.fullmatch(text):
-        text = _AND.sub(" , ", text)
+        text = _OR.sub(f" {OR} ", _AND.sub(" , ", text))
     for pattern, new in _RULES:
         text = pattern.sub(new, text)
     text = text.replace("$", DOLLAR if text.count("$") % 2 else "")

@@ -10,7 +10,7 @@ import re
 
 from .algebra import Unread, number
 from .expressions import expression
-from .notation import OPEN, ROW, enclosed, normal, split
+from .notation import OPEN, OR, ROW, enclosed, normal, split
 from .tokens import FUNCTIONS, GREEK
 from .units import measured
 from .values import INFINITY, Answer, Value, either, ordered, union, unordered, value_of
@@ -44,6 +44,11 @@ def _answer(text: str) -> Answer:
         raise Unread("nothing")
     if word := _word(text):
         return Answer(word)
+    if OR in text:
+        alternatives = split(text, OR)
+        if len(alternatives) > 1 and all(map(_ranged, alternatives)):
+            return _either(alternatives)
+        text = text.replace(OR, ",")
     parts = [part for part in split(text, ",", grouped=True) if part]
     if len(parts) > 1:
         return _listed(parts)
@@ -126,8 +131,27 @@ def _bracketed(text: str) -> Answer | None:
     return Answer(ordered(opening + closing, [a.value for a in answers]), _one({a.unit for a in answers}))
 
 
+def _ranged(text: str) -> bool:
+    """Whether it is surely a range of numbers rather than a point."""
+    return bool(_ORDER.search(text)) or bool(re.fullmatch(r"\[.*\)|\(.*\]|\(.*\\infty.*\)", text))
+
+
+def _either(parts: list[str]) -> Answer:
+    """``x < 1 or x > 3``: the union."""
+    answers = [_answer(part) for part in parts]
+    names = {a.name for a in answers} - {""}
+    if len(names) > 1:
+        raise Unread("ranges of several letters")
+    return Answer(union([a.value for a in answers]), "", max(names, default=""))
+
+
 def _listed(parts: list[str]) -> Answer:
     answers = [_answer(part) for part in parts]
+    words = sum(a.value.shape == "word" for a in answers)
+    if 0 < words < len(answers):
+        raise Unread("words among values")
+    if any(map(_ORDER.search, parts)):
+        raise Unread("several inequalities")
     names = [a.name for a in answers]
     unit = _one({a.unit for a in answers})
     if len(set(names) - {""}) > 1:

@@ -26,6 +26,8 @@ def decimal(text: str) -> Fraction:
     """A literal: digits, a point, a bar over what repeats, an exponent."""
     plain, bar, rest = text.partition("\\overline")
     digits, _, exponent = (rest if bar else plain).lower().partition("e")
+    if re.fullmatch(r"\d+e[+-]\d+", text):
+        raise Unread("a power of ten, or Euler's number and a sum")
     if len(text) > 1000 or len(exponent) > 4 or abs(int(exponent or 0)) > 1000:
         raise Unread("number too large")
     if not bar:

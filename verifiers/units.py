@@ -21,7 +21,17 @@ _NAMES = {
     "$": "dollar usd buck", "cent": "", "%": "percent", "degree": "deg", "rad": "radian", "unit": "", "people": "",
 }  # fmt: skip
 _UNIT = {word: unit for unit, words in _NAMES.items() for word in (unit, *words.split())}
-_SCALES = {"thousand", "million", "billion", "trillion", "hundred", "dozen"}
+_NOT_UNITS = frozenset(
+    "thousand million billion trillion hundred dozen gross pair couple score half halves quarter third "
+    "zero one two three four five six "
+    "seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy "
+    "eighty ninety first "
+    "times plus minus divided over by multiple power factor factorial root base mod modulo remainder point negative "
+    "twice double triple equals equal to is are was and or not no nor but because since which that this so as if then than "
+    "more less fewer least most about approximately above below under between up down with without for from wrong maybe "
+    "where when while we you it they he she who i the an".split()
+)
+"""Words that say something about the number, or begin a clause: what stands with them is no unit."""
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "squared": "^2", "cubed": "^3"}
 
 _CURRENCY = re.compile(rf"([+-]?) ?([{DOLLAR}£€¥]) ?([+-]?.*)", re.S)
@@ -58,10 +68,10 @@ def _unit(match: re.Match[str]) -> str | None:
     words = re.findall(r"[A-Za-z%]+", (match["text"] or match["bare"] or "").lower())
     if match["bare"] and not _bare(words):
         return None
-    if len(words) > 4:
-        raise Unread("words behind a number")
-    if _SCALES & set(words):
-        raise Unread("a number in words")
+    if len(words) > 4 or any(map(_no_unit, words)) or (words and all(word in _POWERS for word in words)):
+        raise Unread("words behind a number that are no unit")
+    if "of" in words and (words[0] in ("of", "percent") or words[-1] == "of"):
+        raise Unread("a part of something")
     power = match["power"] or match["bare_power"]
     powers = [_POWERS[word] for word in words if word in _POWERS] + ([f"^{power}"] if power else [])
     names = [_UNIT.get(word) or _UNIT.get(word.removesuffix("s")) or word for word in words if word not in _POWERS]
@@ -75,7 +85,13 @@ def _bare(words: list[str]) -> bool:
     first = words[0]
     if first in FUNCTIONS or first in GREEK or first in ("pi", "sqrt"):
         return False
-    return first in _UNIT or first.removesuffix("s") in _UNIT or first in _POWERS or first in _SCALES or len(first) >= 4
+    return first in _UNIT or first.removesuffix("s") in _UNIT or first in _POWERS or _no_unit(first) or len(first) >= 4
+
+
+def _no_unit(word: str) -> bool:
+    if word in _UNIT or word.removesuffix("s") in _UNIT:
+        return False
+    return word in _NOT_UNITS or word.removesuffix("s") in _NOT_UNITS or bool(re.search(r"(?:illion|th|teen)s?$", word))
 
 
 def related(a: Fraction, b: Fraction) -> bool:

@@ -5,21 +5,25 @@ Answers are compared by :class:`~forethought.verifiers.maths.Maths`. The rows ar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from ...schema import Problem
 from ...verifiers.exact import key
 from ...verifiers.extract import final_answer
 from ...verifiers.maths import Maths
-from .rows import RowsTask, Source
+from .forms import Form
+from .rows import RowsTask, Source, rows
 
-PROMPT = "{question}\n\nReason step by step, and put the final answer within \\boxed{}."
+BOXED = Form("{question}\n\nReason step by step, and put the final answer within \\boxed{}.")
+SHOTS = 5
 
 
 class _ShortAnswer(RowsTask):
     """Its answers are short and compared as mathematics."""
 
-    default_prompt = PROMPT
+    forms = {"boxed": BOXED}
 
     def read(self, text: str) -> str | None:
         answer = final_answer(text)
@@ -42,10 +46,20 @@ class Gsm8k(_ShortAnswer):
 
     name = "gsm8k"
     source = Source("gsm8k/test.jsonl", "openai/gsm8k", "main", "test")
+    forms = {"boxed": BOXED, "5-shot": Form("{shots}Question: {question}\nAnswer:", stop=("Question:",), raw=True)}
 
     def problem(self, number: int, row: dict[str, Any]) -> Problem:
         solution, _, answer = row["answer"].rpartition("####")
         return Problem(f"gsm8k/{number}", row["question"], answer.strip(), self.name, meta={"solution": solution.strip()})
+
+    def fields(self, problem: Problem) -> Mapping[str, str]:
+        return {"shots": self._shots} if "{shots}" in self.form.ask else {}
+
+    @cached_property
+    def _shots(self) -> str:
+        """The first rows of the training split."""
+        found = rows(Source("gsm8k/train.jsonl", "openai/gsm8k", "main", "train"), None)[:SHOTS]
+        return "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in found)
 
 
 class Math500(_ShortAnswer):

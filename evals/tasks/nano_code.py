@@ -14,6 +14,7 @@ from ...nano.programs import LEVELS, TASK, problems
 from ...schema import Problem
 from ...verifiers.code import Code
 from ...verifiers.programs import readings
+from .forms import chosen
 from .task import Task
 
 
@@ -27,7 +28,7 @@ class NanoCode(Task):
             raise ValueError(f"task.count={count!r}: a whole number of at least 1")
         if not levels or not all(level in LEVELS for level in levels):
             raise ValueError(f"task.levels={list(levels)}: levels from {LEVELS[0]} to {LEVELS[-1]}")
-        self.count, self.levels, self.prompt = count, list(levels), prompt
+        self.count, self.levels, self.form = count, list(levels), chosen(prompt, {})
 
     def problems(self) -> Sequence[Problem]:
         return list(itertools.islice(problems("test", levels=self.levels), self.count))

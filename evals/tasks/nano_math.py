@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ...nano.problems import LEVELS, TASK, problems, read_answer
 from ...schema import Problem
 from ...verifiers.answer import Answer
+from .forms import chosen
 from .task import Task
 
 
@@ -22,7 +23,7 @@ class NanoMath(Task):
             raise ValueError(f"task.count={count!r}: a whole number of at least 1")
         if not levels or not all(level in LEVELS for level in levels):
             raise ValueError(f"task.levels={list(levels)}: levels from {LEVELS[0]} to {LEVELS[-1]}")
-        self.count, self.levels, self.prompt = count, list(levels), prompt
+        self.count, self.levels, self.form = count, list(levels), chosen(prompt, {})
 
     def problems(self) -> Sequence[Problem]:
         return list(itertools.islice(problems("test", levels=self.levels), self.count))

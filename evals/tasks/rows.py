@@ -6,12 +6,13 @@ import gzip
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...schema import Problem
+from .forms import Form, chosen
 from .task import Task
 
 
@@ -25,25 +26,30 @@ class Source(NamedTuple):
 
 
 class RowsTask(Task):
-    """``path``: a file of JSON lines or a Hub id, instead of where the rows should be. ``count``: only the first ones."""
+    """``path``: a file of JSON lines or a Hub id, instead of where the rows should be. ``count``: only the first ones.
+    ``prompt``: one of the benchmark's ``forms`` by name (None: the first), or text with ``{question}`` in it.
+    """
 
     source: Source
-    default_prompt: str
+    forms: Mapping[str, Form]
+    """How it can be put, by name."""
 
     def __init__(self, path: str | None = None, count: int | None = None, prompt: str | None = None) -> None:
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
             raise ValueError(f"task.count={count!r}: a whole number of at least 1, or null for all")
-        prompt = self.default_prompt if prompt is None else prompt
-        if "{question}" not in prompt:
-            raise ValueError(f"task.prompt={prompt!r}: {{question}} is missing")
-        self.path, self.count, self.prompt = path, count, prompt
+        self.path, self.count = path, count
+        self.form = chosen(next(iter(self.forms)) if prompt is None else prompt, self.forms)
 
     def problems(self) -> Sequence[Problem]:
-        found = [row for row in rows(self.source, self.path) if self.keep(row)][: self.count]
+        found = [row for row in self.rows() if self.keep(row)][: self.count]
         try:
             return [self.problem(i, row) for i, row in enumerate(found)]
         except KeyError as e:
             raise ValueError(f"{self.name}: a row without {e}") from None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All there are, some of which may not belong to the benchmark."""
+        return rows(self.source, self.path)
 
     def keep(self, row: dict[str, Any]) -> bool:
         """Whether a row belongs to the benchmark."""

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ...schema import Problem
 from ...verifiers.verifier import Verifier
+from .forms import Form
 
 
 class Task(ABC):
     """A benchmark. ``name`` stands in run folders and reports."""
 
     name: str
-    prompt: str
-    """What the model is asked, with ``{question}`` in it."""
+    form: Form
+    """How it is put to a model."""
 
     @abstractmethod
     def problems(self) -> Sequence[Problem]:
         """All of them, in a fixed order, ids all different."""
+
+    def fields(self, problem: Problem) -> Mapping[str, str]:
+        """What stands for the holes of ``form.ask``, beside ``{question}``."""
+        return {}
 
     @abstractmethod
     def read(self, text: str) -> str | None:

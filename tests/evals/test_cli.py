@@ -256,6 +256,8 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert "matrix-vector" in page
     for name in ("attention", "prefill", "steps"):
         assert f"{said[name]['runs']} ({said[name]['why']})" in page
+    assert set(said["batch"]) == {"float32", "bfloat16"}
+    assert "batch_invariant=True" in page or not any(said["batch"].values())
     assert ("no built-in models" in page) == bool(missing)
     monkeypatch.setattr(doctor, "BUILT_IN", Path("/nowhere"))
     assert "problem: no built-in models under /nowhere" in run(capsys, "doctor", code=FAILED)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from forethought.backend.engine import Engine
 from forethought.backend.load import BUILT_IN, weights_hash
 from forethought.backend.usage import PARTS
 from forethought.evals.cli import main
@@ -27,6 +28,7 @@ from forethought.evals.evaluate import evaluate_one
 from forethought.evals.folder import read
 from forethought.evals.intervals import wilson
 from forethought.evals.results import Results
+from forethought.evals.tasks.code import HumanEval
 from forethought.evals.tasks.nano_math import NanoMath
 from forethought.nano.problems import read_answer
 from forethought.schema import Problem, Verdict
@@ -268,6 +270,14 @@ def test_lines_that_were_appended_twice_count_once(tmp_path: Path) -> None:
         run(tmp_path / "run")
 
 
+def test_a_run_in_batch_invariant_mode_is_another_run(tmp_path: Path) -> None:
+    run(tmp_path / "run", "run.problems=1", "run.batch_invariant=true")
+    with pytest.raises(ValueError, match="another"):
+        run(tmp_path / "run", "run.problems=1")
+    with pytest.raises(ValueError, match="run.batch_invariant=3: true or false"):
+        run(tmp_path / "other", "run.batch_invariant=3")
+
+
 def test_the_hash_of_weights_sees_another_checkpoint(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((BUILT_IN / "nano" / name).read_bytes())
@@ -313,3 +323,34 @@ def test_the_truth_is_closed_whatever_happens(tmp_path: Path, monkeypatch: pytes
 
 def test_the_task_validates() -> None:
     assert NanoMath(50).validate() == 50
+
+
+@pytest.mark.parametrize("prompt", ["plain", "evalplus", "complete"])
+def test_a_form_reaches_the_model_as_it_is_written(
+    prompt: str, tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the engine is asked: a message; one that begins the answer, and where it ends; or text that is no chat."""
+    row = {"task_id": "a", "prompt": "def f(x):\n", "entry_point": "f", "canonical_solution": "    return x\n",
+           "test": "def check(c):\n    assert c(1) == 1"}  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    asked: list[tuple[Any, Any]] = []
+    whole = Engine.agenerate
+
+    async def agenerate(self: Engine, prompt: Any, **options: Any) -> Any:
+        asked.append((prompt, options.get("stop")))
+        return await whole(self, prompt, **options)
+
+    monkeypatch.setattr(Engine, "agenerate", agenerate)
+    run(tmp_path / "run", "task=humaneval", f"task.path={tmp_path / 'rows.jsonl'}", f"task.prompt={prompt}",
+        f"model={checkpoint}", "strategy.n=1", "max_tokens=4")  # fmt: skip
+    form = HumanEval.forms[prompt]
+    ((sent, stop),) = asked
+    assert stop == (list(form.stop) or None)
+    if form.raw:
+        assert sent == "def f(x):"
+        return
+    user, *begun = sent
+    assert user["role"] == "user"
+    assert "def f(x):" in user["content"]
+    assert begun == ([{"role": "assistant", "content": form.start}] if form.start else [])
+    assert rows(tmp_path / "run", "verdicts")[0]["status"] in ("wrong", "unknown")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ import pytest
 
 from forethought.evals.config import build, compose
 from forethought.evals.tasks.code import HumanEval, HumanEvalPlus, Mbpp
+from forethought.evals.tasks.forms import chosen
 from forethought.evals.tasks.maths import Aime, Gsm8k, Math500
+from forethought.evals.tasks.nano_math import NanoMath
 from forethought.evals.tasks.rows import Source, rows
+from forethought.schema import Problem
 
 SOURCE = Source("gsm8k/test.jsonl", "openai/gsm8k", "main", "test")
 
@@ -131,7 +136,135 @@ def test_code_is_asked_for_and_judged(task: Any, count: int) -> None:
     assert task().read(f"```python\n{source}\n```").strip() == source.strip().replace("\r\n", "\n")
 
 
-@pytest.mark.parametrize(("options", "message"), [({"count": 0}, "task.count=0"), ({"prompt": "no hole"}, "question")])
-def test_wrong_values_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Gsm8k(**options)
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        (Gsm8k, {"count": 0}, "task.count=0"),
+        (Gsm8k, {"prompt": "no hole"}, "'no hole': one of boxed, 5-shot, or text with {question} in it"),
+        (Mbpp, {"prompt": "8-shot"}, "'8-shot': one of plain, evalplus, 3-shot, bigcode, or"),
+        (HumanEvalPlus, {"prompt": ""}, "'': one of plain, evalplus, complete, or"),
+        (NanoMath, {"prompt": "boxed"}, "task.prompt='boxed'"),
+        (Mbpp, {"subset": "sanitized"}, "task.subset='sanitized': one of test, evalplus"),
+    ],
+)
+def test_wrong_values_are_named(task: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        task(**options)
+
+
+# ---- forms ----------------------------------------------------------------------------------------------------------------
+
+ASKED = "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n```\n"
+BEGUN = (
+    "Below is a Python script with a self-contained function that solves the problem and passes corresponding tests:\n```python\n"
+)
+
+
+def put(task: Any, problem: Problem) -> str:
+    return str(task.form.fill(problem, task.fields(problem)))
+
+
+def mbpp_rows(folder: Path, numbers: Sequence[int]) -> str:
+    rows_of = [
+        {"task_id": i, "text": f"Write f{i}.", "code": f"def f{i}(x):\r\n  return {{x}}", "test_setup_code": "",
+         "test_list": [f"assert f{i}(1) == {{1}}", f"assert f{i}(2) == {{2}}", f"assert f{i}(3) == {{3}}"]}
+        for i in numbers
+    ]  # fmt: skip
+    file = folder / "mbpp.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows_of), encoding="utf-8")
+    return str(file)
+
+
+def test_evalplus_shows_one_test_and_begins_the_answer(tmp_path: Path) -> None:
+    task = Mbpp(mbpp_rows(tmp_path, [2, 3, 4, 11]), prompt="evalplus")
+    (problem,) = task.problems()
+    assert put(task, problem) == f'{ASKED}"""\nWrite f11.\nassert f11(1) == {{1}}\n"""\n```\n'
+    assert (task.form.start, task.form.raw) == (BEGUN, False)
+    assert {"\n```", "\nassert "} < set(task.form.stop)
+
+
+def test_evalplus_shows_the_function_without_the_lines_around_it(tmp_path: Path) -> None:
+    prompt = '\n\ndef f(x):\n    """ {x} and \\1 stay. """\n'
+    row = {"task_id": "a", "prompt": prompt, "entry_point": "f", "test": "def check(c): pass", "canonical_solution": ""}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    for kind in (HumanEval, HumanEvalPlus):
+        task = kind(str(tmp_path / "a.jsonl"), prompt="evalplus")
+        (problem,) = task.problems()
+        assert put(task, problem) == f"{ASKED}{prompt.strip()}\n```\n"
+    complete = HumanEval(str(tmp_path / "a.jsonl"), prompt="complete")
+    assert put(complete, problem) == prompt.strip()
+    assert complete.form.raw
+
+
+def test_few_shots_are_the_papers_own(tmp_path: Path) -> None:
+    task = Mbpp(mbpp_rows(tmp_path, [1, 2, 3, 4, 5, 11]), prompt="3-shot")
+    (problem,) = task.problems()
+
+    def shown(i: int) -> str:
+        tests = "\n".join(f"assert f{i}({x}) == {{{x}}}" for x in (1, 2, 3))
+        asked = f"You are an expert Python programmer, and here is your task: Write f{i}."
+        return f"{asked} Your code should pass these tests:\n\n{tests}\n"
+
+    solved = [f"{shown(i)}[BEGIN]\ndef f{i}(x):\n  return {{x}}\n[DONE]\n\n" for i in (2, 3, 4)]
+    assert put(task, problem) == "".join(solved) + f"{shown(11)}[BEGIN]\n"
+    assert (task.form.stop, task.form.raw) == (("[DONE]",), True)
+    short = Mbpp(mbpp_rows(tmp_path, [2, 4, 11]), prompt="3-shot")
+    with pytest.raises(ValueError, match="no row with task_id 3"):
+        put(short, short.problems()[0])
+
+
+@pytest.mark.usefixtures("folder")
+def test_gsm8k_shots_are_of_the_training_split() -> None:
+    task = Gsm8k(count=2, prompt="5-shot")
+    first, second = task.problems()
+    text = put(task, second)
+    assert text.startswith("Question: Natalia sold clips to 48 of her friends in April")
+    assert text.count("\n#### ") == 5
+    assert text.endswith(f"\n\nQuestion: {second.question}\nAnswer:")
+    assert first.question not in text
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("task", [HumanEval, HumanEvalPlus, Mbpp, Gsm8k, Math500, Aime])
+def test_every_form_fills_its_holes(task: Any) -> None:
+    for name, form in task.forms.items():
+        asking = task(prompt=name, count=3)
+        assert asking.form is form
+        for problem in asking.problems():
+            text = put(asking, problem)
+            assert (problem.meta.get("text") or problem.question.strip()) in text
+            for hole in set(re.findall(r"\{(\w+)\}", form.ask)):
+                assert f"{{{hole}}}" not in text, name
+
+
+def test_words_of_ones_own_keep_their_braces() -> None:
+    form = chosen("{question} in \\boxed{} or {this}", {})
+    assert form.fill(Problem("1", "Is {question} {x}?"), {}) == "Is {question} {x}? in \\boxed{} or {this}"
+    assert (form.start, form.stop, form.raw) == ("", (), False)
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_subset_of_evalplus() -> None:
+    problems = Mbpp(subset="evalplus").problems()
+    assert len({problem.id for problem in problems}) == len(problems) == 378
+    assert (problems[0].id, problems[-1].id) == ("MBPP/2", "MBPP/809")
+    assert not {"MBPP/1", "MBPP/83", "MBPP/461", "MBPP/783"} & {problem.id for problem in problems}
+
+
+def test_the_subset_is_in_all_splits_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Datasets:
+        @staticmethod
+        def load_dataset(*_: Any, split: str) -> list[dict[str, Any]]:
+            asked.append(split)
+            number = {"prompt": 2, "test": 11, "validation": 555, "train": 602}[split]
+            return [
+                {"task_id": number, "text": "t", "code": "def f(): 1", "test_setup_code": "", "test_list": ["assert f() == 1"]}
+            ]
+
+    monkeypatch.delenv("FORETHOUGHT_DATA", raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", Datasets)
+    assert [problem.id for problem in Mbpp(subset="evalplus").problems()] == ["MBPP/2", "MBPP/11", "MBPP/555", "MBPP/602"]
+    assert [problem.id for problem in Mbpp().problems()] == ["MBPP/11"]
+    assert asked == ["prompt", "test", "validation", "train", "test"]

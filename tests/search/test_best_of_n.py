@@ -166,6 +166,15 @@ def test_the_first_limit_reached_ends_it(budget: Budget, draws: int) -> None:
     assert solution.meta["draws"] == draws
 
 
+def test_draws_end_at_strings_and_rounds_at_a_rule() -> None:
+    """``ends`` is the generator's ``stop``; the strategy's own ``stop`` is another thing."""
+    lm = Scripted(["a", "b"])
+    best(lm, 2, ends=("\n```", "Q:")).solve(PROBLEM)
+    assert lm.options["stop"] == ["\n```", "Q:"]
+    best(lm, 2).solve(PROBLEM)
+    assert "stop" not in lm.options
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -101,6 +101,30 @@ units, currency, percent, degrees
 5                           ??  5 m
 5 million                   ??  5
 
+words that are no unit
+5                           ??  5 squared
+0.012                       ??  12\text{ thousandths}
+5                           ??  5 times three
+5                           ??  5 percent of
+5                           ??  5 dozen
+5                           ??  5 or more
+5                           ??  5 because it is
+5                           ??  5 minus two
+5                           ??  5 halves
+5                           ??  5 and a half
+5                           ??  5, which is what we wanted
+(1,2)                       ??  (1,2), as desired
+5                           ??  5\,\Omega
+5                           ??  5 mol
+9                           ==  9 square inches
+18                          ==  18 dollars per day
+
+two meanings
+2e-1                        ??  0.2
+0.(3)                       ??  0
+1/2\frac13                  ??  3/7
+1/2\frac13                  ??  1/6
+
 roots, pi, complex numbers
 \sqrt{51}                   ==  51^{1/2}
 3\sqrt{13}                  ==  \sqrt{117}
@@ -158,6 +182,8 @@ x_1 + x_2                   ==  x_{2}+x_1
 \cot x                      ??  \tan x
 2^x                         ==  2^{x}
 e^{2x}                      ??  (e^x)^2
+e^x                         ==  \exp(x)
+5                           ==  |3+4i|
 1/2x                        ??  \frac{1}{2x}
 x                           !=  x+1
 
@@ -211,6 +237,14 @@ x \in [-2,7]                ==  -2 \leq x \leq 7
 \mathbb{R}                  ==  (-\infty,\infty)
 (-\sqrt{3}, \sqrt{3})       !=  [-\sqrt{3}, \sqrt{3}]
 ((1,2),(3,4))               ==  ((1,2), (3,4))
+
+(-\infty,1)\cup(3,\infty)   ==  x<1 or x>3
+(-\infty,1)\cup(3,\infty)   ==  x<1 \text{ or } x>3
+(-\infty,1)\cup(3,\infty)   ==  x<1 \lor x>3
+(-\infty,1)\cup(3,\infty)   ==  (-\infty,1) or (3,\infty)
+(-\infty,1)\cup(3,\infty)   ??  (-\infty,1), (3,\infty)
+(-\infty,1)\cup(3,\infty)   !=  x<1 or x>4
+(1,3)                       ??  x>1 and x<3
 
 matrices
 \begin{pmatrix} -2 \\ -14 \end{pmatrix}        ==  \begin{bmatrix}-2\\-14\end{bmatrix}

@@ -41,6 +41,14 @@ FOUND = {
     "She makes 18 dollars.\n#### 18": "18",
     "#### 2,125\n": "2,125",
     "The answer is 5.\n#### 6": "6",
+    "The answer is 5.\n#### 3. Check": "5",
+    "the answer is 5 and we are done": "5",
+    "the answer is 5, which is what we wanted.": "5",
+    "the answer is 5 and 6": "5 and 6",
+    r"so \\boxed{5}": "5",
+    r"\boxed{５}": "5",
+    "[THINK]\\boxed{1}[/THINK] The answer is 3.": "3",
+    "<thinking>\\boxed{1}</thinking>\\boxed{2}": "2",
 }
 NOTHING = [
     "",
@@ -52,6 +60,9 @@ NOTHING = [
     "<think>\\boxed{1}</think>",
     "\\boxed{1}</think> so it is 5",
     "the answer is",
+    "<thinking>\\boxed{1}",
+    "[THINK]\\boxed{1}",
+    "#### 3. Check",
     "1 + 1 = 2",
 ]
 
@@ -76,6 +87,9 @@ def test_nothing_is_none(text: str) -> None:
         ("it drops to -3.5 degrees", "-3.5"),
         ("a share of 3/4", "3/4"),
         ("cost is 18.", "18"),
+        ("it weighs 3.5kg", "3.5"),
+        ("from $10 for Ann and $6 for Ben, so 16", "16"),
+        ("2 * 9 = $<<2*9=18>>18 per day", "18"),
         ("no numbers here", None),
     ],
 )

@@ -32,6 +32,10 @@ def asked() -> Iterator[Symbolic]:
         ("$x+1$", "x+2", "different"),
         (r"\frac{1}{x+1}", r"\frac{1}{x+2}", "different"),
         (r"\frac{x^2}{x}", "x", "unknown"),  # it says no, and is wrong
+        ("x^2+18x+86=0", "x^2+4x+20=0", "unknown"),  # no real roots
+        (r"\log_2(32)=5", "x=x", "unknown"),
+        (r"\frac{1}{2004!}", r"\frac{1}{2006!}", "unknown"),
+        (r"e^{-100}\ln 2", r"e^{-200}\ln 3", "unknown"),
         ("(1,2", "5", "unknown"),
         ("5", "", "unknown"),
         (r"\frac{3}{0}", "1", "unknown"),
