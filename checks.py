@@ -42,7 +42,7 @@ def number(name: str, value: Any, ok: Callable[[float], bool], what: str) -> flo
     except OverflowError:
         found = math.inf if real > 0 else -math.inf
     if math.isnan(found) or not ok(found):
-        raise ValueError(f"{name}={found!r}: {what}")
+        raise ValueError(f"{name}={found if math.isinf(found) else value!r}: {what}")
     return found
 
 
