@@ -16,6 +16,7 @@ from contextlib import suppress
 from numbers import Integral
 from typing import Any, TypeVar, cast
 
+from ..checks import flag, instance, once, whole
 from ..schema import Completion, Cost, Prompt
 from .decoder import Decoder
 from .generator import GenerationError, Generator, Score, progress_bar
@@ -36,8 +37,9 @@ POOL_BYTES = 1 << 30
 """KV memory an engine takes on a CPU when not told how much."""
 
 
+@once("model", "decoder", "pool", "memory", "max_rows")
 class Engine(Generator):
-    """Serves ``model`` with ``decoder``. Thread-safe; ``close()`` or ``with`` ends it.
+    """Serves ``model`` with ``decoder``. Thread-safe; ``close()`` or ``with`` ends it. A forked child needs its own.
 
     ``kv_slots``: size of the KV pool in tokens; default: on a CPU what 1 GiB holds, at most 64 full contexts, on a GPU what is
     left when weights, steps and pool together fill ``gpu_memory_utilization`` of it (:attr:`memory` says how).
@@ -55,13 +57,15 @@ class Engine(Generator):
         self, model: Model, decoder: Decoder, *, kv_slots: int | None = None, prefill_tokens: int = 512, max_rows: int = 256,
         gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION, batch_invariant: bool = False,
     ) -> None:  # fmt: skip
-        if prefill_tokens < 1 or max_rows < 1:
-            raise ValueError(f"prefill_tokens={prefill_tokens}, max_rows={max_rows}: at least 1")
-        if batch_invariant and (why := model.refuses_invariance()) is not None:
+        instance("model", model, Model, "a Model, as forethought.load('nano') gives")
+        instance("decoder", decoder, Decoder, "a Decoder, as Autoregressive() makes")
+        prefill_tokens = whole("prefill_tokens", prefill_tokens, 1)
+        max_rows = whole("max_rows", max_rows, 1)
+        kv_slots = None if kv_slots is None else whole("kv_slots", kv_slots, 1)
+        if flag("batch_invariant", batch_invariant) and (why := model.refuses_invariance()) is not None:
             raise ValueError(f"batch_invariant=True: {why}")
         if batch_invariant and decoder.fixed_draft:
             raise ValueError(f"batch_invariant=True: under this rule of {type(decoder).__name__} text depends on what is drafted")
-        decoder.bind(model)
         self.model, self.decoder = model, decoder
         self.memory: tuple[MemoryPlan, ...] = share_out(
             [model, *decoder.models()], utilization=gpu_memory_utilization, tokens=prefill_tokens, rows=max_rows,
@@ -73,6 +77,7 @@ class Engine(Generator):
         if kv_slots is None:
             kv_slots = self.memory[0].slots if self.memory else _slots_on_cpu(model)
         self.pool: KVPool = model.new_pool(kv_slots)
+        decoder.bind(model)  # last: with a model that has no room here it may still serve another engine
         self._runner = Runner(model, decoder, self.pool, prefill_tokens, self.max_rows, decided, batch_invariant)
         self._inbox: deque[Callable[[], None]] = deque()
         """What the engine's thread is to do before its next step, in order."""
@@ -100,10 +105,12 @@ class Engine(Generator):
         self._call(self._runner.tree.clear).result()
 
     def close(self) -> None:
-        """Cancel what runs, wait until it has ended, refuse new work."""
-        if not self._closed:
+        """Cancel what runs, wait until it has ended, refuse new work. In a forked child there is nothing to end."""
+        if self._loop.alive:
+            self._loop.demand()
             self._closed = True
             self._call(self._end).result()
+        self._closed = True
 
     def __enter__(self) -> Engine:
         return self
@@ -145,6 +152,7 @@ class Engine(Generator):
         try:
             while (piece := pieces.get()) is not None:
                 yield piece
+                self._loop.demand()
             _answer(True, [request], [request.future.result()])
         finally:
             self._cancel([request])
@@ -225,8 +233,7 @@ class Engine(Generator):
         parse_special: bool | None = None,
         **sampling: Any,
     ) -> Request:
-        if self._closed:
-            raise RuntimeError("this engine is closed")
+        self._demand()
         info, known = self.model.info, Sampling.__dataclass_fields__
         if unknown := sorted(set(sampling) - set(known)):
             raise TypeError(f"unknown option {unknown[0]!r}; sampling options: {', '.join(known)}")
@@ -242,8 +249,10 @@ class Engine(Generator):
             raise ValueError(
                 f"a prompt of {len(ids)} tokens leaves no room: {info.max_positions} positions, a pool of {self.pool.size} slots"
             )
+        flag("ignore_eos", ignore_eos)
         if max_tokens is None:
             max_tokens = room if info.defaults.max_tokens is None else min(room, info.defaults.max_tokens)
+        max_tokens = whole("max_tokens", max_tokens, 1)
         if min_tokens is None:
             min_tokens = min(info.defaults.min_tokens, max_tokens)
         own_stops = () if ignore_eos else (i for i in info.defaults.stop_ids if i < info.vocab_size)
@@ -263,7 +272,14 @@ class Engine(Generator):
                 raise ValueError(f"{asked} can need {slots} slots of a pool of {pool.size}")
         return request
 
+    def _demand(self) -> None:
+        """Raises ``RuntimeError`` where this engine takes no work."""
+        if self._closed:
+            raise RuntimeError("this engine is closed")
+        self._loop.demand()
+
     def _submit(self, requests: Sequence[Request]) -> None:
+        self._loop.demand()
         release_workers()  # the caller waits, the engine's thread computes
         for request in requests:
             request.future.set_running_or_notify_cancel()  # from here on only the engine ends it
@@ -277,14 +293,13 @@ class Engine(Generator):
 
     def _cancel(self, requests: Sequence[Request]) -> None:
         """End those of ``requests`` that still run. By the same queue as they came, so never ahead of them."""
-        if not all(request.future.done() for request in requests):
+        if self._loop.alive and not all(request.future.done() for request in requests):
             self._post(lambda: self._runner.end(requests, "cancelled"))
 
     def _score(
         self, prompt: Prompt, continuations: Any, labels: Any, encoding: dict[str, Any]
     ) -> Future[list[Score]] | Future[dict[str | int, float]]:
-        if self._closed:
-            raise RuntimeError("this engine is closed")
+        self._demand()
         if (continuations is None) == (labels is None):
             raise TypeError("score takes continuations or labels, one of them")
         ids = self.encode(prompt, **encoding)
@@ -294,6 +309,7 @@ class Engine(Generator):
 
     def _call(self, work: Callable[[], T]) -> Future[T]:
         """Run ``work`` on the engine's thread between two steps."""
+        self._loop.demand()
         future: Future[T] = Future()
 
         def run() -> None:
@@ -306,11 +322,8 @@ class Engine(Generator):
             else:
                 future.set_result(result)
 
-        if self._loop.here:
-            run()
-        else:
-            release_workers()
-            self._post(run)
+        release_workers()
+        self._post(run)
         return future
 
     def _post(self, work: Callable[[], None]) -> None:
@@ -330,10 +343,12 @@ class Engine(Generator):
 
     def _take_in(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            if self._closed:
-                request.future.set_exception(RuntimeError("this engine is closed"))
-            else:
+            try:
+                if self._closed:
+                    raise RuntimeError("this engine is closed")
                 self._runner.add(request)
+            except BaseException as e:
+                request.future.set_exception(e)
 
     def _end(self) -> None:
         self._runner.end(None, "cancelled")

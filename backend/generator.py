@@ -19,8 +19,11 @@ class GenerationError(RuntimeError):
     """Some sample could not be finished. ``results`` has every completion, the failed ones with ``finish_reason`` "error"."""
 
     def __init__(self, message: str, results: list[list[Completion]]) -> None:
-        super().__init__(message)
+        super().__init__(message, results)  # both, or a copy by pickle could not be made
         self.results = results
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True, slots=True)

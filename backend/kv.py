@@ -6,6 +6,7 @@ holds at every moment. Host work only, but for :meth:`KVPool.rebase`. Not here: 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..checks import whole
 from ..kernels.rotary import Rotary
 from ..kernels.views import Ints
 
 RUN = 16
 """So many slots at once are given out where most are free side by side, with room to grow by :data:`GROWTH`: no gather then."""
 GROWTH = 256
+BOOKS = 16
+"""Bytes that a slot takes in the books."""
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By bytes: types that numpy has, to move what it knows no type for."""
 
@@ -42,9 +46,9 @@ class KVPool:
     """``size`` slots of K [size, kv_heads, dim] and V [size, kv_heads, dim_v] for each layer, with reference counts."""
 
     def __init__(self, layers: Sequence[LayerSpec], size: int, dtype: torch.dtype) -> None:
-        if size < 1:
-            raise ValueError(f"a pool of {size} slots: at least 1")
+        size = whole("kv_slots", size, 1)
         self.layers, self.size, self.dtype = tuple(layers), size, dtype
+        self._demand_memory()
         # One block [layers, size + 1, kv_heads, dim] for all tensors of one shape and device: what moves then moves at once.
         keys = [(s.kv_heads, s.dim, s.device) for s in layers]
         values = [(s.kv_heads, s.dim_v, s.device) for s in layers]
@@ -66,6 +70,13 @@ class KVPool:
         self._loose = self._returned = 0  # on top since the top, and since the whole, was last in order
         self._top = size
         self._cached = 0
+
+    def _demand_memory(self) -> None:
+        """Raises ``ValueError`` for more than a CPU's memory: the system would promise it, and end the process later."""
+        slot = sum(s.kv_heads * (s.dim + s.dim_v) for s in self.layers if s.device.type == "cpu") * self.dtype.itemsize
+        need, there = self.size * (slot + BOOKS), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if need > there:
+            raise ValueError(f"kv_slots={self.size}: {need / 1e9:.1f} GB, and this machine has {there / 1e9:.1f} GB of memory")
 
     @property
     def free(self) -> int:

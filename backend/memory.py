@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..checks import number
 from ..kernels.transfer import numbered
 from ..kernels.views import TREE_LIMIT
 from .graphs import LISTED
@@ -100,8 +101,7 @@ def share_out(
     The first model says how many are of use: ``rows`` full contexts. ``kv_slots``: take so many, whether they fit or not.
     Raises ``ValueError`` as :func:`plan_memory` does, and for a ``utilization`` outside (0, 1].
     """
-    if not 0 < utilization <= 1:
-        raise ValueError(f"gpu_memory_utilization={utilization}: above 0, at most 1")
+    utilization = number("gpu_memory_utilization", utilization, lambda x: 0 < x <= 1, "above 0, at most 1")
     decided = most_decided(rows)
     most, plans = rows * models[0].info.max_positions, []
     steps = sum(step_bytes(model, tokens + decided, decided) for model in models)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ..checks import flag, number, whole
 from ..schema import Completion, FinishReason
 from .batch import Part
 from .chat import check_text
@@ -23,6 +24,13 @@ from .kv import Context
 from .model import Defaults
 from .stops import Stops, stops_of
 from .text import TextStream, is_whole, token_ids
+
+LARGEST = 1e30
+"""Of what changes logits: so much more and their float32 would run over."""
+MOST_SAMPLES = 1 << 16
+"""Of one prompt in one call; with ``first`` the next call goes on."""
+MOST_SEED = 1 << 63
+"""Noise is a hash of numbers of 64 bits."""
 
 Stop = int | str
 Logprobs = Literal["raw", "processed"]
@@ -47,25 +55,21 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        def demand(name: str, ok: Callable[[Any], bool], what: str) -> None:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name}={value!r}: a number, not {type(value).__name__}")
-            if not ok(value):
-                raise ValueError(f"{name}={value!r}: {what}")
+        def demand(name: str, ok: Callable[[float], bool], what: str) -> None:
+            object.__setattr__(self, name, number(name, getattr(self, name), ok, what))
 
-        demand("temperature", lambda x: x == 0 or 1e-6 <= x < math.inf, "0 (greedy) or a number from 1e-6")
-        demand("top_k", lambda x: x >= 0 and isinstance(x, int), "0 (off) or a positive whole number")
+        demand("temperature", lambda x: x == 0 or 1e-6 <= x <= LARGEST, "0 (greedy) or a number from 1e-6 to 1e30")
+        object.__setattr__(self, "top_k", whole("top_k", self.top_k, 0))
         demand("top_p", lambda x: 0 < x <= 1, "above 0, at most 1 (off)")
         demand("min_p", lambda x: 0 <= x <= 1, "from 0 (off) to 1")
-        demand("repetition_penalty", lambda x: 0 < x < math.inf, "a positive number; 1 is off")
-        demand("presence_penalty", math.isfinite, "a finite number")
-        demand("frequency_penalty", math.isfinite, "a finite number")
+        demand("repetition_penalty", lambda x: 1 / LARGEST <= x <= LARGEST, "a number from 1e-30 to 1e30; 1 is off")
+        demand("presence_penalty", lambda x: abs(x) <= LARGEST, "a number from -1e30 to 1e30")
+        demand("frequency_penalty", lambda x: abs(x) <= LARGEST, "a number from -1e30 to 1e30")
         if not isinstance(self.logit_bias, Mapping):
             raise TypeError(f"logit_bias={self.logit_bias!r}: a mapping of token ids to numbers")
-        for token, bias in self.logit_bias.items():
-            if math.isnan(bias) or bias == math.inf:
-                raise ValueError(f"logit_bias: {bias} for token {token}: finite or -inf")
+        biases = [_bias(token, bias) for token, bias in self.logit_bias.items()]
+        ids = token_ids(list(self.logit_bias), "logit_bias")
+        object.__setattr__(self, "logit_bias", dict(zip(ids, biases, strict=True)))
 
     @property
     def edits_logits(self) -> bool:
@@ -131,21 +135,17 @@ class Request:
         self.stops = stops_of(self.stop_strings) if self.stop_strings else None
         if not self.prompt:
             raise ValueError("an empty prompt: there is nothing to continue (give at least one token, such as BOS)")
-        for name in ("n", "max_tokens", "min_tokens", "seed", "first"):
-            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int):
-                raise TypeError(f"{name}={value!r}: a whole number, not {type(value).__name__}")
-        if self.n < 1:
-            raise ValueError(f"n={self.n}: at least 1")
-        if self.first < 0:
-            raise ValueError(f"first={self.first}: at least 0")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens={self.max_tokens}: at least 1")
-        if not 0 <= self.min_tokens <= self.max_tokens:
+        self.n = whole("n", self.n, 1, MOST_SAMPLES)
+        self.first = whole("first", self.first, 0, MOST_SEED - self.n)
+        self.max_tokens = whole("max_tokens", self.max_tokens, 1)
+        self.min_tokens = whole("min_tokens", self.min_tokens, 0)
+        self.seed = whole("seed", self.seed, -MOST_SEED, MOST_SEED)
+        if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens={self.min_tokens}: from 0 to max_tokens={self.max_tokens}")
         if self.logprobs not in (None, "raw", "processed"):
             raise ValueError(f"logprobs={self.logprobs!r}: None, 'raw' (of the model) or 'processed' (what was sampled from)")
-        if not isinstance(self.certainty, bool):
-            raise TypeError(f"certainty={self.certainty!r}: True or False, not {type(self.certainty).__name__}")
+        for name in ("certainty", "include_stop"):
+            flag(name, getattr(self, name))
         line = ",".join(map(str, (self.seed, *self.prompt)))
         self.noise_seed = int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "big")
 
@@ -157,6 +157,13 @@ def check_ids(ids: Iterable[int], vocabulary: int, what: str) -> list[int]:
         if not 0 <= i < vocabulary:
             raise ValueError(f"{what}: token id {i} outside a vocabulary of {vocabulary}")
     return found
+
+
+def _bias(token: Any, bias: Any) -> float:
+    try:
+        return number("bias", bias, lambda x: abs(x) <= LARGEST or x == -math.inf, "from -1e30 to 1e30, or -inf")
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"logit_bias of token {token}: {error}") from None
 
 
 def split_stops(stop: Stop | Iterable[Stop] | None) -> tuple[frozenset[int], tuple[str, ...]]:

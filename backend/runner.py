@@ -102,9 +102,10 @@ class Runner:
         return scheduler.reserve(slots)
 
     def add(self, request: Request) -> None:
-        """Queue all samples of ``request``."""
-        for index in range(request.first, request.first + request.n):
-            self.scheduler.add(Sample(request, index, stream=open_stream(request, self.model.text)))
+        """Queue all samples of ``request``, or none if one raises."""
+        numbers = range(request.first, request.first + request.n)
+        for sample in [Sample(request, index, stream=open_stream(request, self.model.text)) for index in numbers]:
+            self.scheduler.add(sample)
 
     def step(self) -> bool:
         """One model call for whoever is ready; whether anybody is left."""

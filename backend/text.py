@@ -223,7 +223,9 @@ def is_whole(value: Any) -> bool:
 
 
 def token_ids(ids: Iterable[Any], what: str) -> list[int]:
-    """``ids`` as plain integers. Raises ``TypeError``, with the value, for what is no whole number; a bool is none."""
+    """``ids`` as plain integers. Raises ``TypeError``, with the value, for what is no whole number; a bool or a byte is none."""
+    if isinstance(ids, bytes | bytearray | memoryview):
+        raise TypeError(f"{what}: {bytes(ids[:20])!r}: bytes are no token ids; text is a str")
     found = list(ids)
     for i, token in enumerate(found):
         if type(token) is not int:

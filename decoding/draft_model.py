@@ -23,6 +23,7 @@ from ..backend.kv import Context, KVPool
 from ..backend.model import Model
 from ..backend.prefix import PrefixTree, common
 from ..backend.request import Request, Row
+from ..checks import once, whole
 from ..kernels.transfer import put, read
 from . import noise
 from .sampling import Nodes, Sampler
@@ -55,6 +56,7 @@ class _Leaf:
     score: float
 
 
+@once("model", "sampled")
 class DraftModel(Source):
     """Chains, or trees of ``fans[d]`` children for each node of depth d, from ``model``.
 
@@ -62,7 +64,8 @@ class DraftModel(Source):
     """
 
     def __init__(self, model: Model, fans: Sequence[int], *, sampled: bool = False, kv_slots: int | None = None) -> None:
-        self.model, self.fans, self.sampled, self._kv_slots = model, list(fans), sampled, kv_slots
+        self.model, self.fans, self.sampled = model, [whole("fans", fan, 1) for fan in fans], sampled
+        self._kv_slots = None if kv_slots is None else whole("kv_slots", kv_slots, 1)
         self.laws: list[dict[int, npt.NDArray[np.float64]]] = []
         """Of each row of the last proposal: node -> what its children were drawn from [vocabulary], if ``sampled``."""
         self._lock = threading.Lock()  # whoever brings a request asks for its slots

@@ -27,6 +27,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ..checks import whole
 from ..kernels.views import TREE_LIMIT
 from .tree import Tree, best
 
@@ -38,6 +39,9 @@ BORDER = 4
 """How many tokens of the prompt are remembered in front of an output: what the longest key needs to reach across."""
 EDGE = -1
 """Stands between texts, and in front of the first: no token is equal to it."""
+
+MOST = 1 << 30
+"""Tokens that an index may hold: places are numbers of 32 bits."""
 
 Ids: TypeAlias = "array[int]"
 
@@ -121,9 +125,7 @@ class Index(ABC):
     """
 
     def __init__(self, capacity: int = 1_000_000, fingerprint: str | None = None) -> None:
-        if capacity < 0:
-            raise ValueError(f"capacity is a number of tokens, not {capacity}")
-        self.capacity = capacity
+        self.capacity = whole("capacity", capacity, 0, MOST)
         self.fingerprint = fingerprint
         self._lengths: deque[int] = deque()
         self._tokens = 0

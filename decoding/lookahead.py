@@ -12,6 +12,7 @@ from typing import Literal
 
 from ..backend.model import Model
 from ..backend.request import Row
+from ..checks import flag, once
 from .index import BORDER, Index, Line
 from .posting import Posting
 from .source import Source
@@ -54,6 +55,7 @@ class History(Source):
             self.index.observe([*row.prompt[-BORDER:], *row.output])
 
 
+@once("index")
 class Lookahead(Speculation):
     """Drafts of at most ``draft_tokens`` nodes a row from ``index``: "posting"; "trie", the paper's; or one of yours.
 
@@ -65,6 +67,7 @@ class Lookahead(Speculation):
         remember: bool = True, adaptive: bool = True,
     ) -> None:  # fmt: skip
         kinds: dict[str, type[Index]] = {"posting": Posting, "trie": Trie}
+        flag("remember", remember)
         if isinstance(index, str) and index not in kinds:
             raise ValueError(f"index={index!r}: one of {', '.join(kinds)}, or an Index")
         if not isinstance(index, str | Index):

@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..backend.request import Row
+from ..checks import once, whole
 from .source import Source
 from .speculation import Speculation
 from .tree import Tree
+
+LONGEST = 64
+"""Of n-grams: a token costs as many look-ups, each of as many tokens."""
 
 
 class _Text:
@@ -39,11 +43,12 @@ class _Text:
         return []
 
 
+@once("max_ngram")
 class NGrams(Source):
     """Drafts from the row's own prompt and output."""
 
     def __init__(self, max_ngram: int) -> None:
-        self.max_ngram = max_ngram
+        self.max_ngram = whole("max_ngram", max_ngram, 1, LONGEST)
         self._texts: dict[int, _Text] = {}
 
     def propose(self, rows: Sequence[Row], nodes: int, depths: Sequence[int], floor: float) -> list[Tree]:
@@ -66,8 +71,4 @@ class PromptLookup(Speculation):
     """Drafts of at most ``draft_tokens`` from the request's own text, found by its last ``max_ngram`` tokens or fewer."""
 
     def __init__(self, draft_tokens: int = 10, *, max_ngram: int = 2, adaptive: bool = True) -> None:
-        if isinstance(max_ngram, bool) or not isinstance(max_ngram, int):
-            raise TypeError(f"max_ngram={max_ngram!r}: a whole number, not {type(max_ngram).__name__}")
-        if max_ngram < 1:
-            raise ValueError(f"max_ngram={max_ngram}: at least 1")
         super().__init__([NGrams(max_ngram)], draft_tokens, adaptive=adaptive)

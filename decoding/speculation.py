@@ -19,6 +19,7 @@ from ..backend.decoder import Decision, Decoder, Draft
 from ..backend.kv import KVPool
 from ..backend.model import Model
 from ..backend.request import Request, Row
+from ..checks import flag, instance, once, whole
 from ..schema import FinishReason
 from . import acceptance
 from .pace import WATCHED, Mean, Pace
@@ -26,6 +27,8 @@ from .sampling import Nodes, Sampler
 from .source import Source
 from .tree import Tree, above, best, flatten, merge
 
+MOST_DRAFT = 4096
+"""Nodes a row: more are verified by no model's call in a time that could pay."""
 LEARNT, YOUNG = (2, 4), 256
 """Acceptance is learnt from one step in so many, at first, and after so many steps: that says enough."""
 
@@ -50,6 +53,7 @@ class _Round:
     """Whether what came of it has been learnt."""
 
 
+@once("sources", "draft_tokens", "adaptive", "pace")
 class Speculation(Decoder):
     """Drafts from ``sources``, all in one tree of at most ``draft_tokens`` nodes a row.
 
@@ -58,11 +62,10 @@ class Speculation(Decoder):
     """
 
     def __init__(self, sources: Sequence[Source], draft_tokens: int, *, adaptive: bool = True) -> None:
-        if isinstance(draft_tokens, bool) or not isinstance(draft_tokens, int):
-            raise TypeError(f"draft_tokens={draft_tokens!r}: a whole number, not {type(draft_tokens).__name__}")
-        if draft_tokens < 1:
-            raise ValueError(f"draft_tokens={draft_tokens}: at least 1")
-        self.sources, self.draft_tokens, self.adaptive = list(sources), draft_tokens, adaptive
+        draft_tokens = whole("draft_tokens", draft_tokens, 1, MOST_DRAFT)
+        for source in sources:
+            instance("sources", source, Source, "drafts come from Source objects")
+        self.sources, self.draft_tokens, self.adaptive = tuple(sources), draft_tokens, flag("adaptive", adaptive)
         self.pace = Pace(len(self.sources), draft_tokens)
         self._sampler = Sampler()
         self._luck: dict[int, tuple[float, float]] = {}
@@ -151,9 +154,7 @@ class Speculation(Decoder):
         record.cost.add(nodes * sum(depth > 0 for depth in depths), time.perf_counter() - start - self.sources[s].late)
         return trees
 
-    def _cut(
-        self, rows: Sequence[Row], proposed: list[list[Tree] | None], depths: Sequence[int], budget: int
-    ) -> list[Tree]:
+    def _cut(self, rows: Sequence[Row], proposed: list[list[Tree] | None], depths: Sequence[int], budget: int) -> list[Tree]:
         """One tree a row, within the budgets."""
         asked = [s for s, trees in enumerate(proposed) if trees is not None]
         if not asked:

@@ -21,6 +21,7 @@ from ..backend.batch import Output
 from ..backend.decoder import Decision, Draft
 from ..backend.model import Model
 from ..backend.request import Row
+from ..checks import flag, once, whole
 from ..kernels.transfer import put
 from ..kernels.views import TREE_LIMIT
 from . import acceptance
@@ -28,12 +29,13 @@ from .acceptance import Accepted, HashCoins
 from .draft_model import DraftModel
 from .sampling import Nodes
 from .source import Source
-from .speculation import Speculation
+from .speculation import MOST_DRAFT, Speculation
 
 Rule = Literal["match", "ratio", "block", "tree"]
 RULES = ("match", "ratio", "block", "tree")
 
 
+@once("rule", "fixed_draft")
 class Speculative(Speculation):
     """Drafts from ``draft``: a model, another drafting decoder such as ``Lookahead()``, or several of them, in one tree.
 
@@ -48,17 +50,20 @@ class Speculative(Speculation):
     ) -> None:  # fmt: skip
         if rule not in RULES:
             raise ValueError(f"rule={rule!r}: one of {', '.join(RULES)}")
-        if tree is not None and (not tree or any(not isinstance(fan, int) or fan < 1 for fan in tree)):
-            raise ValueError(f"tree={tree!r}: how many children a node of each depth has, each at least 1")
-        if draft_tokens is not None and (isinstance(draft_tokens, bool) or not isinstance(draft_tokens, int)):
-            raise TypeError(f"draft_tokens={draft_tokens!r}: a whole number, not {type(draft_tokens).__name__}")
-        if kv_slots is not None and kv_slots < 1:
-            raise ValueError(f"kv_slots={kv_slots}: at least 1")
+        if tree is not None:
+            if not isinstance(tree, Sequence) or not 0 < len(tree) <= MOST_DRAFT:
+                raise ValueError(f"tree={tree!r:.100}: how many children a node of each depth has, a list of at least one")
+            tree = [whole(f"tree[{depth}]", fan, 1, TREE_LIMIT) for depth, fan in enumerate(tree)]
+        if draft_tokens is not None:
+            draft_tokens = whole("draft_tokens", draft_tokens, 1, MOST_DRAFT)
+        if adaptive is not None:
+            flag("adaptive", adaptive)
         size = sum(accumulate(tree, mul)) if tree is not None else draft_tokens or 5
         if tree is not None and size > TREE_LIMIT and any(fan > 1 for fan in tree):
             raise ValueError(f"tree={list(tree)}: {size} nodes, at most {TREE_LIMIT}")
         fans = list(tree) if tree is not None else [1] * size
-        parts = list(draft) if isinstance(draft, Sequence) else [draft]
+        given: object = draft
+        parts: list[object] = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
         if not parts:
             raise ValueError("draft=[]: nothing to draft from")
         sources: list[Source] = []
@@ -68,7 +73,8 @@ class Speculative(Speculation):
             elif isinstance(part, Model):
                 sources.append(DraftModel(part, fans, sampled=rule != "match", kv_slots=kv_slots))
             else:
-                raise TypeError(f"draft: a model or a drafting decoder, not {type(part).__name__}")
+                said = f"the class {part.__name__}" if isinstance(part, type) else type(part).__name__
+                raise TypeError(f"draft={part!r:.100}: a model or a drafting decoder, not {said}")
         if rule != "match":
             if len(parts) != 1 or not isinstance(parts[0], Model):
                 raise ValueError(

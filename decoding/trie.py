@@ -18,12 +18,15 @@ from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from typing import final
 
+from ..checks import once, whole
 from .index import Ids, Index, Line
 from .tree import Tree, best
 
 QUERY = 2
 OWN = 4.0
 """What an occurrence in the running text counts, against one in the memory."""
+DEEPEST = 256
+"""A token costs a node for each level."""
 FLOOR = 4
 """One node in so many is kept for the running text."""
 
@@ -115,17 +118,16 @@ def _size(node: _Node) -> int:
 
 
 @final
+@once("branch", "squeeze")
 class Trie(Index):
     """See the module. ``branch`` is how deep a draft may get."""
 
     def __init__(
         self, capacity: int = 1_000_000, fingerprint: str | None = None, branch: int = 12, squeeze: int = 65_536
     ) -> None:
-        if branch < 1 or squeeze < 1:
-            raise ValueError(f"branch and squeeze are at least 1, not {branch} and {squeeze}")
         super().__init__(capacity, fingerprint)
-        self.branch = branch
-        self.squeeze = squeeze
+        self.branch = whole("branch", branch, 1, DEEPEST)
+        self.squeeze = whole("squeeze", squeeze, 1)
         self._reset()
 
     def open(self, prompt_ids: Sequence[int]) -> Line:

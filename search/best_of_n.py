@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 from ..backend.generator import Generator
+from ..backend.request import MOST_SAMPLES
+from ..checks import number, whole
 from ..schema import Candidate, Completion, Cost, Problem, Prompt, Solution, Verdict
 from ..verifiers.verifier import Verifier
 from .budget import Budget, Meter
@@ -47,16 +49,18 @@ class BestOfN(Strategy):
         stop: Stopping | None = None, ends: Sequence[str] = (), round: int = 4, budget: Budget | None = None, parameters: int = 0,
         **options: Any,
     ) -> None:  # fmt: skip
-        for name, value in (("n", n), ("round", round)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: a whole number of at least 1")
+        if lm is None or isinstance(lm, str | type):
+            raise TypeError(f"lm={lm!r}: a Generator, such as an Engine")
+        n, round = whole("n", n, 1, MOST_SAMPLES), whole("round", round, 1)
+        parameters = whole("parameters", parameters, 0)
         if select not in SELECT:
             raise ValueError(f"select={select!r}: one of {', '.join(SELECT)}")
         if select in JUDGED and verifier is None:
             raise ValueError(f"select={select!r} goes by a verifier, and there is none")
         if power is not None:
-            if isinstance(power, bool) or not isinstance(power, int | float) or not 0 <= power < math.inf:
-                raise ValueError(f"power={power!r}: a number of at least 0, or None for the most certain draw")
+            power = number(
+                "power", power, lambda x: 0 <= x < math.inf, "a number of at least 0, or None for the most certain draw"
+            )
             if select != "self_certainty":
                 raise ValueError(f"power={power!r} is of the vote of select='self_certainty', not of {select!r}")
         if taken := {"n", "seed", "first"} & set(options):

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 
+from ..checks import number, whole
 from ..schema import Cost
 
 
@@ -27,8 +28,14 @@ class Budget:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None and not value > 0:
-                raise ValueError(f"budget.{field.name}={value}: more than 0, or null for no limit")
+            if value is None:
+                continue
+            name = f"budget.{field.name}"
+            if field.name in ("flops", "seconds"):
+                value = number(name, value, lambda x: x > 0, "more than 0, or null for no limit")
+            else:
+                value = whole(name, value, 1)
+            object.__setattr__(self, field.name, value)
 
 
 class Meter:

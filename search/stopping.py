@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..checks import number, whole
+
 
 @dataclass(frozen=True, slots=True)
 class FirstAccept:
@@ -30,8 +32,7 @@ class LeaderStays:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        if not 0.5 < self.confidence < 1:
-            raise ValueError(f"confidence={self.confidence}: between 0.5 and 1")
+        number("confidence", self.confidence, lambda x: 0.5 < x < 1, "between 0.5 and 1")
 
     def done(self, *, accepted: int, rejected: int, votes: Sequence[int]) -> bool:
         """``votes``: how many draws gave each answer, in any order; the verifier's word does not count."""
@@ -64,9 +65,7 @@ class Kind:
 
     def __post_init__(self) -> None:
         for name in ("weight", "right", "completeness", "false_accept"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value}: between 0 and 1")
+            number(name, getattr(self, name), lambda x: 0 <= x <= 1, "between 0 and 1")
 
     @property
     def accept(self) -> float:
@@ -97,10 +96,8 @@ class MarginalUtility:
         if not self.kinds or not math.isclose(sum(kind.weight for kind in self.kinds), 1, abs_tol=1e-6):
             raise ValueError(f"weights {[kind.weight for kind in self.kinds]}: add up to 1")
         for name, value in (("loss", self.loss), ("cost", self.cost)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value}: at least 0")
-        if self.horizon < 1:
-            raise ValueError(f"horizon={self.horizon}: at least 1")
+            number(name, value, lambda x: 0 <= x < math.inf, "at least 0")
+        whole("horizon", self.horizon, 1)
 
     def done(self, *, accepted: int, rejected: int, votes: Sequence[int]) -> bool:
         """True before the first draw where not even that one pays: then abstaining is best."""

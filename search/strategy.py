@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from ..backend.loop import Loop
 from ..backend.request import seed_of as seed_of
 from ..schema import Completion, Problem, Solution
 
@@ -37,6 +38,7 @@ class Strategy(ABC):
 
     def solve(self, problem: Problem, seed: int = 0) -> Solution:
         """:meth:`asolve` for scripts and notebooks."""
+        Loop.demand_another()
         result: Future[Solution] = Future()
 
         def run() -> None:

@@ -13,14 +13,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..forks import in_children
 from . import plain
 
 _WRAPS = ("set", "tuple", "list", "sorted", "len", "bool")
 _MAKERS: Mapping[str, Callable[[Any], Any]] = {"set": set, "frozenset": frozenset, "tuple": tuple, "list": list, "float": float}
 
 
-_PARSING = threading.Lock()
+_PARSING: threading.Lock
 """CPython 3.11 counts the depth of ``ast.parse`` once for all threads: two at a time may end in a ``SystemError``."""
+
+
+def _unlocked() -> None:
+    global _PARSING
+    _PARSING = threading.Lock()
+
+
+_unlocked()
+in_children(_unlocked)
 
 
 class _NotPlain(Exception):

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from ..checks import number
+from ..forks import in_children
 from ..schema import Cost, Problem, Verdict
 from . import asserts, plain
 from .outputs import same_output
@@ -71,14 +73,19 @@ class Code(Verifier):
         factor: float = 4.0,
         ceiling: float = 120.0,
     ) -> None:
-        if not 0 < floor <= ceiling or factor < 1:
-            raise ValueError(f"floor={floor}, factor={factor}, ceiling={ceiling}: needs 0 < floor <= ceiling and factor >= 1")
+        floor = number("floor", floor, lambda x: 0 < x < math.inf, "a positive number of seconds")
+        factor = number("factor", factor, lambda x: 1 <= x < math.inf, "a number of at least 1")
+        ceiling = number("ceiling", ceiling, lambda x: floor <= x < math.inf, f"a number of seconds of at least floor={floor}")
         self.name = f"code[{tests}]"
         self.tests = tests
         self.sandbox = sandbox or Sandbox()
         self.limits = limits or Limits()
         self.floor, self.factor, self.ceiling = floor, factor, ceiling
         self._plans: dict[str, tuple[Problem, _Plan]] = {}
+        self._start()
+        in_children(self._start)
+
+    def _start(self) -> None:
         self._pool = ThreadPoolExecutor(self.sandbox.workers, thread_name_prefix="sandbox")
 
     async def ajudge(self, problem: Problem, candidates: Sequence[str]) -> list[Verdict]:
@@ -197,19 +204,19 @@ class Code(Verifier):
             return ran
         if len(ran.values) != len(plan.calls):
             return replace(ran, status="runtime_error", reason=f"{len(ran.values)} values for {len(plan.calls)} calls")
-        for number, (call, value) in enumerate(zip(plan.calls, ran.values, strict=True)):
+        for place, (call, value) in enumerate(zip(plan.calls, ran.values, strict=True)):
             if not call.accepts(value):
-                reason = f"call {number}: {_briefly(value)} is not {_briefly(plain.encode(call.want))}"
+                reason = f"call {place}: {_briefly(value)} is not {_briefly(plain.encode(call.want))}"
                 return replace(ran, status="failed_assert", reason=one_line(reason))
         return ran
 
     def _by_pairs(self, plan: _Plan, sources: Sequence[str], limits: Limits, *, alone: bool) -> Ran:
         slowest = 0.0
-        for number, (stdin, stdout) in enumerate(plan.pairs):
+        for place, (stdin, stdout) in enumerate(plan.pairs):
             ran = self.sandbox.run(Program(sources, stdin=stdin, as_main=True), limits, alone=alone)
             slowest = max(slowest, ran.seconds)
             if ran.status == "passed" and not same_output(ran.stdout, stdout, plan.absolute, plan.relative):
-                ran = replace(ran, status="failed_assert", reason=f"stdin {number}: the output is another")
+                ran = replace(ran, status="failed_assert", reason=f"stdin {place}: the output is another")
             if ran.status != "passed":
                 break
         return replace(ran, seconds=slowest)

@@ -18,7 +18,8 @@ from typing import Any, cast
 from ..backend.engine import Engine
 from ..backend.generator import GenerationError, Generator, Score
 from ..backend.load import load
-from ..backend.request import Sampling, seed_of
+from ..backend.request import MOST_SAMPLES, Sampling, seed_of
+from ..checks import whole
 from ..decoding.autoregressive import Autoregressive
 from ..schema import Completion, Cost, Message, Problem, Status, Verdict
 from .scored import check_threshold, sigmoid
@@ -45,8 +46,7 @@ class GenerativeVerifier(Verifier):
         self, lm: Generator | None = None, *, model: str | Path | None = None, chains: int = 4, temperature: float = 0.7,
         prompt: str | None = None, threshold: float | None = None, seed: int = 0, **options: Any,
     ) -> None:  # fmt: skip
-        if isinstance(chains, bool) or not isinstance(chains, int) or chains < 0:
-            raise ValueError(f"chains={chains!r}: a whole number, 0 for a verdict without a chain")
+        chains = whole("chains", chains, 0, MOST_SAMPLES)
         if taken := {"n", "first", "labels", "continuations"} & set(options):
             raise ValueError(f"{min(taken)}: verdicts are numbered by the verifier")
         if options and not chains:
@@ -58,6 +58,8 @@ class GenerativeVerifier(Verifier):
         check_threshold(threshold)
         if lm is None and model is None:
             raise ValueError("lm or model: somebody has to judge")
+        if isinstance(lm, str | type):
+            raise TypeError(f"lm={lm!r}: a Generator, such as an Engine; a name goes into model")
         self.options = options | {"temperature": temperature}
         known = Sampling.__dataclass_fields__
         Sampling(**{name: value for name, value in self.options.items() if name in known})  # refuses bad values

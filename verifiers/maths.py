@@ -8,10 +8,12 @@ canonical key in ``Verdict.answer``: what only math-verify finds equal has two k
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from ..checks import flag, number
 from ..schema import Problem, Status, Verdict
 from .algebra import Unread
 from .exact import Outcome, Relation, compare, key
@@ -40,8 +42,8 @@ class Maths(Verifier):
             raise ValueError(f"symbolic={symbolic!r} is none of 'auto', True, False")
         if symbolic is True and not installed():
             raise ModuleNotFoundError("symbolic=True needs math-verify: pip install 'forethought[math]'")
-        if not timeout > 0:
-            raise ValueError(f"timeout={timeout!r} must be positive, in seconds")
+        number("timeout", timeout, lambda x: 0 < x < math.inf, "a positive number of seconds")
+        flag("guess", guess)
         self.symbolic = Symbolic(timeout) if symbolic and installed() else None
         self.without = "not asked: symbolic=False" if symbolic is False else "math-verify is not installed"
         self.guess = guess

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
+from ..forks import in_children
 from . import scratch
 
 TICK = 0.05
@@ -156,8 +157,12 @@ class Gate:
     """Lets ``places`` threads in at once, or one thread alone."""
 
     def __init__(self, places: int) -> None:
-        self._free = places
         self._places = places
+        self._empty()
+        in_children(self._empty)
+
+    def _empty(self) -> None:
+        self._free = self._places
         self._changed = threading.Condition()
         self._queue = threading.Lock()
 

@@ -24,6 +24,7 @@ from ..backend.loop import Loop
 from ..backend.model import Model
 from ..backend.openmp import release_workers
 from ..backend.prefix import PrefixTree
+from ..checks import whole
 from ..schema import Cost
 from .heads import Head
 
@@ -66,9 +67,8 @@ class Reader:
     """
 
     def __init__(self, model: Model, head: Head, *, kv_slots: int | None = None, call_tokens: int = 2048) -> None:
-        for name, value in (("kv_slots", kv_slots), ("call_tokens", call_tokens)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}={value!r}: a whole number of at least 1")
+        call_tokens = whole("call_tokens", call_tokens, 1)
+        kv_slots = None if kv_slots is None else whole("kv_slots", kv_slots, 1)
         if kv_slots is None:
             kv_slots = max(1, min(POOL_BYTES // model.new_pool(1).slot_bytes, 16 * model.info.max_positions))
         self.model, self.head, self.call_tokens = model, head, call_tokens
@@ -93,6 +93,7 @@ class Reader:
         """
         if self._closed:
             raise RuntimeError("this reader is closed")
+        self._loop.demand()
         jobs = []
         for ids, places in texts:
             if not places or list(places) != sorted(set(places)) or not 0 <= places[0] <= places[-1] < len(ids):
@@ -108,7 +109,8 @@ class Reader:
     def close(self) -> None:
         """Refuse new work, fail what waits, forget what was read."""
         self._closed = True
-        self._loop.wake(self)
+        if self._loop.alive:
+            self._loop.wake(self)
 
     # ---- on the loop's thread ------------------------------------------------------------------------------------------
 

@@ -9,10 +9,11 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..checks import number, whole
 from ..schema import Json
 from . import bwrap, landlock, plain, process, scratch, seccomp
 
@@ -33,6 +34,8 @@ RunStatus = Literal[
 """``refused``: it ended by an error that the sandbox gave it, for what a program may well do elsewhere."""
 
 NOBODY = 65534
+LONGEST, LARGEST, MOST_WORKERS = 1e6, 1 << 50, 4096
+"""Seconds, bytes (or files, or threads) and programs that a limit may allow."""
 TRIES = 3
 """How often a run that broke on our side is tried."""
 _REASON = 500
@@ -66,8 +69,13 @@ class Limits(Json):
     threads: int = 64
 
     def __post_init__(self) -> None:
-        if bad := {name: value for name, value in asdict(self).items() if value <= 0}:
-            raise ValueError(f"limits are positive: {bad}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "seconds":
+                value = number("seconds", value, lambda x: 0 < x <= LONGEST, f"a positive number, at most {LONGEST:g}")
+            else:
+                value = whole(field.name, value, 1, LARGEST)
+            object.__setattr__(self, field.name, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +124,7 @@ class Sandbox:
     ) -> None:
         if tier not in ("auto", *get_args(Tier)):
             raise ValueError(f"tier={tier!r} is none of auto, {', '.join(get_args(Tier))}")
-        if workers is not None and workers < 1:
-            raise ValueError(f"workers={workers} is less than 1")
+        workers = None if workers is None else whole("workers", workers, 1, MOST_WORKERS)
         self.python = python
         self.workers = workers or _cores()
         self._gate = process.Gate(self.workers)

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..backend.model import Model
 from ..backend.text import Text
+from ..checks import number
 from ..schema import Cost, Problem, Status, Verdict
 from .heads import Head
 from .prompts import Shown
@@ -86,8 +87,9 @@ def tokenizer(model: Model) -> Text:
 
 def check_threshold(threshold: float | None, *, probability: bool = True) -> None:
     """Raises ``ValueError`` for one that no score is compared with in earnest."""
-    if threshold is not None and not (0 <= threshold <= 1 if probability else math.isfinite(threshold)):
-        raise ValueError(f"threshold={threshold!r}: " + ("from 0 to 1, as scores are" if probability else "a finite number"))
+    if threshold is not None:
+        within, what = ((0.0, 1.0), "from 0 to 1, as scores are") if probability else ((-math.inf, math.inf), "a finite number")
+        number("threshold", threshold, lambda x: within[0] <= x <= within[1] and math.isfinite(x), what)
 
 
 def sigmoid(logit: float) -> float:

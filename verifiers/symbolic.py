@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import select
 import subprocess
@@ -17,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..checks import number
+from ..forks import in_children
 from .algebra import Unread
 from .exact import Outcome
 from .notation import normal
@@ -41,12 +44,11 @@ class Symbolic:
     """math-verify behind a wall. ``seconds`` bounds a question, in wall and in CPU seconds. Safe to call from several threads."""
 
     def __init__(self, seconds: float) -> None:
-        if not seconds > 0:
-            raise ValueError(f"seconds={seconds!r} must be positive")
-        self.seconds = seconds
+        self.seconds = number("seconds", seconds, lambda x: 0 < x < math.inf, "a positive number")
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._asked = 0
+        in_children(self._part)
 
     def compare(self, gold: str, answer: str) -> Outcome:
         """How they compare; ``unknown`` with the reason for what is too long, late, or not parsed.
@@ -73,6 +75,14 @@ class Symbolic:
         """End the worker; the next question starts another."""
         with self._lock:
             self._end()
+
+    def _part(self) -> None:
+        """In a forked child: the worker is the parent's, whose answers nobody else may read."""
+        self._lock = threading.Lock()
+        process, self._process = self._process, None
+        if process is not None:
+            process.returncode = 0  # it is not ours to wait for
+            _close(process)
 
     def _ready(self) -> subprocess.Popen[bytes]:
         if self._process is not None:
@@ -110,9 +120,13 @@ class Symbolic:
             return
         process.kill()
         process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        _close(process)
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes:

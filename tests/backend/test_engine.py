@@ -408,7 +408,7 @@ def test_engines_of_unlike_models_do_not_mix(llama: Model) -> None:
 def test_the_pool_is_sized_by_memory_unless_told(llama: Model) -> None:
     with ft.Engine(llama, ft.Autoregressive()) as engine:
         assert engine.pool.size == 64 * llama.info.max_positions
-    with pytest.raises(ValueError, match="0 slots"):
+    with pytest.raises(ValueError, match="kv_slots=0: at least 1"):
         ft.Engine(llama, ft.Autoregressive(), kv_slots=0)
     for wrong in ({"prefill_tokens": 0}, {"max_rows": 0}):
         with pytest.raises(ValueError, match="at least 1"):

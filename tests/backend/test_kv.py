@@ -247,7 +247,7 @@ def test_a_slot_is_as_large_as_its_layers() -> None:
     pool = new_pool(3)
     assert [tuple(t.shape) for t in (*pool.k, *pool.v)] == [(3, 1, 4), (3, 2, 6), (3, 1, 2), (3, 2, 3)]
     assert pool.slot_bytes == 4 * (4 + 2 + 2 * (6 + 3))
-    with pytest.raises(ValueError, match="a pool of 0 slots"):
+    with pytest.raises(ValueError, match="kv_slots=0: at least 1"):
         new_pool(0)
 
 

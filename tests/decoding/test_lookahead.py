@@ -218,7 +218,7 @@ def test_an_index_takes_over_the_models_tokenizer_and_refuses_another() -> None:
     ("build", "error", "message"),
     [
         (lambda: ft.Lookahead(index="tree"), ValueError, "index='tree': one of posting, trie, or an Index"),  # type: ignore[arg-type]
-        (lambda: ft.Lookahead(capacity=-1), ValueError, "capacity is a number of tokens, not -1"),
+        (lambda: ft.Lookahead(capacity=-1), ValueError, "capacity=-1: at least 0"),
         (lambda: ft.Lookahead(0), ValueError, "draft_tokens=0"),
         (lambda: ft.Lookahead(index=5), TypeError, "index=5"),  # type: ignore[arg-type]
         (lambda: ft.Lookahead(index=None), TypeError, "index=None"),  # type: ignore[arg-type]

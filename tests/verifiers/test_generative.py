@@ -173,7 +173,7 @@ def test_the_direct_form_is_the_probability_of_yes_against_no() -> None:
     ],
 )  # fmt: skip
 def test_wrong_values_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         GenerativeVerifier(**{"lm": Scripted(lambda _: [])} | options)
 
 

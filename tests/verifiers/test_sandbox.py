@@ -231,7 +231,7 @@ def test_bad_settings_are_refused() -> None:
         Sandbox("docker")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="workers=0"):
         Sandbox(workers=0)
-    with pytest.raises(ValueError, match="'threads': 0"):
+    with pytest.raises(ValueError, match="threads=0"):
         Limits(threads=0)
 
 

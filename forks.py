@@ -1,0 +1,35 @@
+"""What a fork leaves behind: a child has none of its parent's other threads, and every lock that one of them held stays locked.
+
+Whoever has locks, threads or processes of its own says here how to make them anew. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Callable
+from types import MethodType
+
+_renewals: list[Callable[[], Callable[[], None] | None]] = []
+
+
+def in_children(renew: Callable[[], None]) -> None:
+    """``renew`` runs in every child forked from now on, first of all; a bound method as long as its object lives.
+
+    It must take no lock that another thread could have held.
+    """
+    if isinstance(renew, MethodType):
+        _renewals.append(weakref.WeakMethod(renew, _renewals.remove))
+    else:
+        _renewals.append(lambda: renew)
+
+
+def _renew() -> None:
+    for found in list(_renewals):
+        if (renew := found()) is not None:
+            renew()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_renew)
