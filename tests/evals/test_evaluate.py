@@ -232,7 +232,7 @@ def test_a_run_in_batch_invariant_mode_is_another_run(tmp_path: Path) -> None:
     run(tmp_path / "run", "run.problems=1", "run.batch_invariant=true")
     with pytest.raises(ValueError, match="another"):
         run(tmp_path / "run", "run.problems=1")
-    with pytest.raises(ValueError, match="run.batch_invariant=3: true or false"):
+    with pytest.raises(ValueError, match=r"run\.batch_invariant=3: true or false"):
         run(tmp_path / "other", "run.batch_invariant=3")
 
 
