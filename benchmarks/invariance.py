@@ -79,9 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             engine.close()
         print(f"{name}, {given.dtype}: rows, plain, invariant tokens/s, ratio (range)")
         for one in speeds:
-            print(
-                f"{one['rows']:5} {one['plain']:9.1f} {one['invariant']:9.1f} {one['ratio']:6.2f} ({one['least']:.2f}-{one['most']:.2f})"
-            )
+            spread = f"({one['least']:.2f}-{one['most']:.2f})"
+            print(f"{one['rows']:5} {one['plain']:9.1f} {one['invariant']:9.1f} {one['ratio']:6.2f} {spread}")
         print(f"texts that differ, of {given.texts}: {changed[0]} plain, {changed[1]} invariant", flush=True)
         report["models"][name] = {
             "speeds": speeds,

@@ -12,6 +12,8 @@ from lab import Toy
 
 import forethought as ft
 from forethought.backend.model import Model
+from forethought.backend.request import Sample
+from forethought.backend.scheduler import Scheduler
 from forethought.kernels import invariant, reference
 from forethought.kernels.views import Views, ancestor_bits
 
@@ -50,15 +52,22 @@ def expected(model: Model) -> list[list[tuple[Any, ...]]]:
     "decoder", ["tree", *(pytest.param(name, marks=pytest.mark.slow) for name in DECODERS if name != "tree")]
 )
 def test_company_cache_chunks_drafts_and_preemption_change_no_bit(
-    model: Model, expected: list[list[tuple[Any, ...]]], decoder: str
+    model: Model, expected: list[list[tuple[Any, ...]]], decoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chance = random.Random(decoder)
-    for prefill, slots in ((512, None), (29, 420)):
+    chance, preempted, preempt = random.Random(decoder), list[int](), Scheduler.preempt
+
+    def noted(self: Scheduler, sample: Sample) -> None:
+        preempted.append(sample.index)
+        preempt(self, sample)
+
+    monkeypatch.setattr(Scheduler, "preempt", noted)
+    for prefill, slots in ((512, None), (29, 230)):
         with ft.Engine(model, DECODERS[decoder](), prefill_tokens=prefill, kv_slots=slots, batch_invariant=True) as engine:
             for _ in range(2):  # with a cold cache, then with a warm one
                 order = chance.sample(range(len(PROMPTS)), len(PROMPTS))
                 results = engine.generate([PROMPTS[i] for i in order], **OPTIONS)
                 assert [told(found) for found in results] == [expected[i] for i in order]
+        assert bool(preempted) == (slots is not None)
 
 
 def test_scores_depend_on_no_other_continuation(model: Model) -> None:
