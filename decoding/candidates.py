@@ -30,6 +30,8 @@ DEPTHS = (6.0, 14.0, np.inf)
 """How far below the best score (divided by temperature) tokens are looked at, in turn, until they are enough."""
 SMALL = 1 << 12
 """A vocabulary so small that looking at part of it saves nothing."""
+HOTTEST = 1e30
+"""Above it all possible tokens are alike, and float32 ends before larger ones do."""
 PROBES = 256
 """Tokens whose noise says how good the best one is at least."""
 
@@ -62,7 +64,7 @@ class Settings:
     def of(cls, sampling: Sequence[Sampling], temperature: float | None = None) -> Settings:
         """``temperature``: one for all in place of their own."""
         return cls(
-            np.array([s.temperature if temperature is None else temperature for s in sampling]),
+            np.array([min(s.temperature, HOTTEST) if temperature is None else temperature for s in sampling]),
             np.array([s.top_k for s in sampling]), np.array([s.top_p for s in sampling]), np.array([s.min_p for s in sampling]),
         )  # fmt: skip
 
@@ -111,11 +113,16 @@ def _left(
     """As :func:`draw`, for rows with filters."""
     entries = kept(table, settings)
     bounds = entries.bounds(len(table))
-    hashes = noise.hashes(keys[entries.rows], entries.tokens.astype(np.uint64))
-    perturbed = _padded(entries, bounds, entries.scores + noise.gumbel_of(hashes), count)
-    column = largest(perturbed, count)
-    found = np.take_along_axis(perturbed, column, 1) > -np.inf
-    place = np.where(found, bounds[:-1, None] + column, 0)
+    perturbed = entries.scores + noise.gumbel_of(_hashes(keys[entries.rows], entries.tokens))
+    if count == 1:  # without a table, which one row of many tokens makes large for all
+        best = np.flatnonzero(perturbed == np.maximum.reduceat(perturbed, bounds[:-1])[entries.rows])
+        place = best[np.searchsorted(best, bounds[:-1])][:, None]
+        found = np.ones(place.shape, np.bool_)
+    else:
+        padded = _padded(entries, bounds, perturbed, count)
+        column = largest(padded, count)
+        found = np.take_along_axis(padded, column, 1) > -np.inf
+        place = np.where(found, bounds[:-1, None] + column, 0)
     mass = np.bincount(entries.rows, np.exp(entries.scores), len(table))
     return np.where(found, entries.tokens[place], 0), np.where(found, entries.scores[place] - np.log(mass)[:, None], -np.inf)
 
@@ -151,21 +158,26 @@ def _all(scaled: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64], count: i
 def _contenders(scaled: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64], count: int) -> tuple[Ints, Floats]:
     """The same with noise for those alone that may be among the best, of which a hash says enough."""
     tokens, scores = np.zeros((len(scaled), count), np.int64), np.full((len(scaled), count), -np.inf)
-    everything = np.arange(scaled.shape[1], dtype=np.uint64)
     probes = max(PROBES, count)
     for row, (mine, key) in enumerate(zip(scaled, keys, strict=True)):
-        near = mine >= -DEPTHS[0]
-        some = np.flatnonzero(near)[:probes]
+        near = np.flatnonzero(mine >= -DEPTHS[0])
+        some = near[:probes]
         if len(some) < count:
             some = np.argpartition(-mine, probes)[:probes]
-        hashes = noise.hashes(key, everything)
-        probed = np.sort(mine[some].astype(np.float64) + noise.gumbel_of(hashes[some]))[-count]
+        probed = np.sort(mine[some].astype(np.float64) + noise.gumbel_of(_hashes(key, some)))[-count]
         low, high = noise.fewer_than(np.array([probed, probed + DEPTHS[0]]))
-        can = np.flatnonzero((hashes < high) | (near & (hashes < low)))
-        perturbed = mine[can].astype(np.float64) + noise.gumbel_of(hashes[can])
+        few = len(near) < scaled.shape[1] // 4  # else to hash them twice costs more than to look at a few more
+        can = noise.lucky(int(key), scaled.shape[1], high if few else low)
+        if few:
+            can = np.union1d(can, near[_hashes(key, near) < low])
+        perturbed = mine[can].astype(np.float64) + noise.gumbel_of(_hashes(key, can))
         tokens[row] = can[largest(perturbed[None], count)[0]]
         scores[row] = mine[tokens[row]]
     return tokens, scores
+
+
+def _hashes(key: Any, tokens: Ints) -> npt.NDArray[np.uint32]:
+    return noise.hashes(key, tokens.astype(np.uint64))
 
 
 def _blocks(table: npt.NDArray[np.float32], settings: Settings) -> Iterator[tuple[npt.NDArray[np.float32], Settings, int]]:

@@ -6,7 +6,9 @@ so that ``argmax(log p + noise)`` is a draw from p. The mixing function is the 6
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -99,6 +101,36 @@ def fewer_than(noise: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         below: np.ndarray = -np.expm1(-np.exp(-noise)) * (2.0**32 * (1 + 1e-6)) + 1
     return below
+
+
+_BLOCK = 1 << 14
+"""Tokens hashed at once: what is in between stays in the cache."""
+
+
+def lucky(key: int, vocabulary: int, below: float) -> np.ndarray:
+    """The tokens of ``vocabulary``, ascending, whose :func:`hashes` for ``key`` are below ``below``."""
+    steps = _steps(vocabulary)
+    # Nothing is shifted down to 32 bits: the limit is shifted up.
+    limit = np.uint64((math.ceil(min(max(below, 1.0), 2.0**32)) << 32) - 1)
+    found = np.empty(vocabulary, np.bool_)
+    space = np.empty((2, min(_BLOCK, vocabulary)), np.uint64)
+    for begin in range(0, vocabulary, _BLOCK):
+        part = steps[begin : begin + _BLOCK]
+        h, half = space[:, : len(part)]
+        np.bitwise_xor(part, np.uint64(key), out=h)
+        for multiplier in (_M1, _M2):
+            np.right_shift(h, np.uint64(33), out=half)
+            np.bitwise_xor(h, half, out=h)
+            np.multiply(h, np.uint64(multiplier), out=h)
+        np.less_equal(h, limit, out=found[begin : begin + _BLOCK])
+    return np.flatnonzero(found)
+
+
+@lru_cache(maxsize=4)
+def _steps(vocabulary: int) -> np.ndarray:
+    """What each token adds to a hash."""
+    steps: np.ndarray = np.arange(1, vocabulary + 1, dtype=np.uint64) * np.uint64(_STEP)
+    return steps
 
 
 def _signed(value: int) -> int:

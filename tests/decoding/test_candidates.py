@@ -20,6 +20,8 @@ SETTINGS = [
     {},
     {"temperature": 1e-6},
     {"temperature": 50.0},
+    {"temperature": 1e300},
+    {"temperature": 1e39, "top_p": 0.9, "min_p": 0.5},
     {"temperature": 0.8, "top_p": 0.95},
     {"temperature": 1.7, "top_p": 0.999},
     {"top_p": 1e-50},
@@ -57,8 +59,8 @@ def sampling(settings: dict[str, Any], rows: int) -> list[Sampling]:
 
 def whole(table: np.ndarray, asked: Sequence[Sampling], keys: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Perturbed and plain log-probabilities of every token, by sorting and by noise for all."""
-    temperature = torch.tensor([[s.temperature] for s in asked])
-    law = sort_and_filter(torch.from_numpy(table) / temperature, asked).double().log_softmax(-1)
+    temperature = torch.tensor([[s.temperature] for s in asked], dtype=torch.float64)
+    law = sort_and_filter((torch.from_numpy(table) / temperature).float(), asked).double().log_softmax(-1)
     gumbel = noise.gumbel(torch.from_numpy(keys.view(np.int64)), torch.arange(table.shape[1]))
     return law + gumbel, law
 
@@ -137,6 +139,26 @@ def test_hashes_say_what_noise_will_be() -> None:
     assert slow_gumbel(1, 2, 3, 4) == pytest.approx(
         float(noise.gumbel_of(noise.hashes(key_at(1, 2, 3), np.array([4], np.uint64)))[0]), abs=1e-5
     )
+
+
+@pytest.mark.parametrize("vocabulary", [1, 100, (1 << 14) - 1, 1 << 14, 40_000])
+def test_lucky_tokens_are_those_of_small_hashes(vocabulary: int) -> None:
+    for key in (0, 5, 2**64 - 1):
+        bits = noise.hashes(np.uint64(key), np.arange(vocabulary, dtype=np.uint64))
+        for below in (0.5, 1.0, 1e5, 1e8 + 0.5, 2.0**31, 2.0**32 - 1, 2.0**32, 1e12, np.inf, float(bits[0]) + 1):
+            expected = np.flatnonzero(bits < below).tolist()
+            assert noise.lucky(key, vocabulary, below).tolist() == expected, (key, below)
+
+
+def test_one_wide_row_among_narrow_ones() -> None:
+    """Rows of which 1 and all tokens are left, in any order: each draws what it draws alone."""
+    table, keys, asked = np.zeros((7, 20_000), np.float32), keys_of(7), sampling({"top_p": 0.9}, 7)
+    table[[0, 2, 3, 6], 77] = 40.0
+    tokens, logprobs = candidates.draw(table, candidates.Settings.of(asked), keys)
+    perturbed, plain = whole(table, asked, keys)
+    assert tokens[[0, 2, 3, 6], 0].tolist() == [77] * 4
+    assert tokens[:, 0].tolist() == perturbed.argmax(-1).tolist()
+    np.testing.assert_allclose(logprobs, plain.gather(1, torch.from_numpy(tokens)), atol=1e-3)
 
 
 def key_at(seed: int, sample: int, position: int) -> np.ndarray:
