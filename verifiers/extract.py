@@ -1,7 +1,7 @@
 """Finds the final answer in what a model wrote: the last closed box, else a phrase that announces it, else (asked for) a guess.
 
 Only text behind the last ``</think>`` counts; an unfinished thought has no answer. Linear in the text, of which the last
-100,000 characters are read. Says nothing about what the answer means; several boxes that make one answer are not joined.
+100,000 characters are read. Says nothing about what the answer means, but joins boxes that are several solutions.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 
+from .exact import key
 from .notation import WIDE
 
 TAIL = 100_000
@@ -61,6 +62,8 @@ def final_answer(text: str, *, guess: bool = False) -> str | None:
     answer = answer or _joined(text, boxes) or announced(text)
     if answer is None and guess:
         answer = _last(_SPAN, text[-GUESS_TAIL:]) or _last(_NUMBER, text[-GUESS_TAIL:])
+    if answer and re.search(r"\\\\[A-Za-z]", answer) and not re.search(r"(?<!\\)\\(?!\\)", answer):
+        answer = answer.replace(r"\\", "\\")  # written with every backslash doubled
     return answer
 
 
@@ -80,7 +83,7 @@ def _joined(text: str, boxes: list[tuple[int, int]]) -> str | None:
         if not _BETWEEN.fullmatch(text[end:start]):
             break
         said.insert(0, text[slice(*boxes[len(boxes) - len(said) - 1])].strip())
-    return ", ".join(dict.fromkeys(said))
+    return ", ".join({key(one): one for one in said}.values())  # one value in two forms is one answer
 
 
 def _boxes(text: str) -> list[tuple[int, int]]:
