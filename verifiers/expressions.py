@@ -242,6 +242,8 @@ class _Reader:
             argument = self.powered()
             signs = ("*", "/", r"\cdot", r"\times", r"\div")
             while not self.stops() and self.peek() not in signs and self.peek()[1:] not in FUNCTIONS:
+                if argument.letters and self.peek() != r"\pi":
+                    raise Unread("a function of one letter or of a product")
                 argument = argument * self.behind()
         if name == "exp":
             return power(letter("e"), argument * exponent)

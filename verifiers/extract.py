@@ -1,13 +1,15 @@
 """Finds the final answer in what a model wrote: the last closed box, else a phrase that announces it, else (asked for) a guess.
 
 Only text behind the last ``</think>`` counts; an unfinished thought has no answer. Linear in the text, of which the last
-100,000 characters are read. Says nothing about what the answer means; several boxes that make one answer are not joined.
+100,000 characters are read. Says nothing about what the answer means, but joins boxes that are several solutions.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 
+from .exact import key
 from .notation import WIDE
 
 TAIL = 100_000
@@ -18,6 +20,12 @@ _THOUGHT_END = re.compile(r"</think(?:ing)?>|\[/THINK\]")
 _NARROW = str.maketrans({wide: r"\$" if wide == "＄" else narrow for wide, narrow in WIDE.items()})
 _HEADING = re.compile(r"\d+[.)]\s+[A-Za-z]|(?:step|part|case|check|solution)\b", re.I)
 _CLAUSE = re.compile(r"(?<=[\d})$%])(?:,| +(?:and|because|since|which|so|as)) +(?!sqrt|pi\b)(?:[a-z]{2,}) .*")
+
+_BETWEEN = re.compile(
+    r"\}?[\s$]{0,9}(?:,|(?:,[\s$]{0,9})?(?:\\text\{ ?)?(?:or|and)\b[ }]{0,9})[\s$]{0,9}"
+    r"(?:[A-Za-z](?:_\d)?[ ]?=[\s$]{0,9})?\\{1,2}f?box(?:ed)?\s{0,9}\{?"
+)
+_LATE = re.compile(r"\bfinal\s+answer\**\s*(?:is|:)(?=[^\n]{0,200}\d)", re.I)
 
 _PIECE = re.compile(
     r"\\{1,2}(?P<box>boxed|fbox)(?![A-Za-z])\s*"
@@ -30,7 +38,7 @@ _PHRASE = re.compile(
     re.I | re.M,
 )
 _SPAN = re.compile(
-    r"\$\$([^$]{1,1000})\$\$|(?<!\\)\$(?!\s)([^$\n]{1,1000})(?<![\s\\])\$(?!\d)|"
+    r"\$\$([^$]{1,1000})\$\$|(?<!\\)\$(?!\s)([^$\n]{1,1000})(?<![\s\\=])\$(?![\d<])|"
     r"\$ ([^$\n]{1,1000}) \$(?! ?[\d<])|\\\(((?:(?!\\\)).){1,1000})\\\)|\\\[((?:(?!\\\]).){1,1000})\\\]",
     re.S,
 )
@@ -47,26 +55,53 @@ def final_answer(text: str, *, guess: bool = False) -> str | None:
     if not ends and _THOUGHT.match(text):
         return None
     text = text[-TAIL:].translate(_NARROW)
-    answer = boxed(text) or announced(text)
+    boxes = _boxes(text)
+    answer = None
+    if boxes and (late := _LATE.search(text, boxes[-1][1])):
+        answer = announced(text[late.start() :])
+    answer = answer or _joined(text, boxes) or announced(text)
     if answer is None and guess:
         answer = _last(_SPAN, text[-GUESS_TAIL:]) or _last(_NUMBER, text[-GUESS_TAIL:])
+    if answer and re.search(r"\\\\[A-Za-z]", answer) and not re.search(r"(?<!\\)\\(?!\\)", answer):
+        answer = answer.replace(r"\\", "\\")  # written with every backslash doubled
     return answer
 
 
 def boxed(text: str) -> str | None:
-    """What is in the last box that is closed and not empty; a box within a box is part of it. ``\\boxed 5`` counts too."""
-    found: tuple[int, int] | None = None
+    """What is in the last box that is closed and not empty; a box within a box is part of it. ``\\boxed 5`` counts too.
+
+    Boxes with nothing but "or", "and" or a comma between them are several solutions, and are joined by commas.
+    """
+    return _joined(text, _boxes(text))
+
+
+def _joined(text: str, boxes: list[tuple[int, int]]) -> str | None:
+    if not boxes:
+        return None
+    said = [text[slice(*boxes[-1])].strip()]
+    for (_, end), (start, _) in reversed(list(itertools.pairwise(boxes))):
+        if not _BETWEEN.fullmatch(text[end:start]):
+            break
+        said.insert(0, text[slice(*boxes[len(boxes) - len(said) - 1])].strip())
+    return ", ".join({key(one): one for one in said}.values())  # one value in two forms is one answer
+
+
+def _boxes(text: str) -> list[tuple[int, int]]:
+    """Where the contents of closed, filled boxes are, outermost only, in order."""
+    found: list[tuple[int, int]] = []
     opened: list[int | None] = []  # open braces; for those of boxes, where the content starts
     for piece in _PIECE.finditer(text):
         if piece["open"]:
             opened.append(piece.end())
         elif piece["bare"] and any(map(str.isalnum, piece["bare"])):
-            found = piece.span("bare")
+            found.append(piece.span("bare"))
         elif piece[0] == "{":
             opened.append(None)
         elif piece[0] == "}" and opened and (start := opened.pop()) is not None and text[start : piece.start()].strip():
-            found = start, piece.start()
-    return text[slice(*found)].strip() if found else None
+            while found and found[-1][0] >= start:
+                found.pop()
+            found.append((start, piece.start()))
+    return found
 
 
 def announced(text: str) -> str | None:

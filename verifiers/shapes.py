@@ -82,6 +82,8 @@ def _plain(text: str) -> Answer:
     if based := _BASED.fullmatch(text):
         return Answer(_based(based[1], based[2], int(based[3] or based[4])))
     bare, unit = measured(text)
+    if "degree" in unit and re.search("sin|cos|tan|cot|sec|csc", bare):
+        raise Unread("a function of degrees")
     if re.fullmatch(r"\d+(?: ?: ?\d+)+", bare):
         parts = [str(int(part)) for part in bare.split(":")]
         return Answer(Value("ratio", ":".join(parts), tuple(value_of(number(int(part))) for part in parts)), unit)

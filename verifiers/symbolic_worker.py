@@ -34,7 +34,7 @@ def allow(seconds: float) -> None:
 
 
 def compare(library: Any, gold: str, answer: str) -> dict[str, str]:
-    """``relation`` and ``reason``. Different only where both are parsed, neither verifies the other, and values differ."""
+    """``relation`` and ``reason``. Same where it verifies and values agree, different where they differ everywhere."""
     parsed = []
     for what, text in (("gold", gold), ("answer", answer)):
         found = library.parse(
@@ -47,29 +47,34 @@ def compare(library: Any, gold: str, answer: str) -> dict[str, str]:
         if not found:
             return {"relation": "unknown", "reason": f"math-verify does not parse the {what}"}
         parsed.append(found)
-    for first, second in (parsed, parsed[::-1]):
-        if library.verify(first, second, float_rounding=12, timeout_seconds=None, raise_on_error=True):
-            backed = first is parsed[0] and agree(parsed[0][0], parsed[1][0])
-            return {"relation": "same" if backed else "unknown", "reason": "math-verify"}
-    if agree(parsed[0][0], parsed[1][0]):
-        return {"relation": "unknown", "reason": "math-verify says no, but the values agree where they were tried"}
-    return {"relation": "different", "reason": "math-verify"}
+    agreed = agree(parsed[0][0], parsed[1][0])
+    if agreed is False:
+        return {"relation": "different", "reason": "math-verify"}
+    verified = library.verify(*parsed, float_rounding=12, timeout_seconds=None, raise_on_error=True)
+    if agreed and verified:
+        return {"relation": "same", "reason": "math-verify"}
+    return {"relation": "unknown", "reason": f"math-verify says {'yes' if verified else 'no'}, and values do not prove it"}
 
 
-def agree(gold: Any, answer: Any) -> bool:
-    """Whether two expressions have one value, relative to its size, at four points: what is not simplified may be the same."""
+def agree(gold: Any, answer: Any) -> bool | None:
+    """Whether two expressions have one value, relative to its size, at all of four points or at none; None for neither.
+
+    None too for what has no values: sets, relations, words. Equal as parsed is equal.
+    """
+    if gold == answer:
+        return True
+    found = set()
     try:
         letters = sorted(gold.free_symbols | answer.free_symbols, key=str)
         for at in (1, 2, 5, -31):
             point = {letter: Fraction(7 + 3 * i + at, 11) for i, letter in enumerate(letters)}
             a, b = (side.evalf(DIGITS, subs=point) for side in (gold, answer))
-            if not (a.is_number and b.is_number) or not (a.is_finite and b.is_finite):
-                return bool(gold == answer)
-            if abs(a - b) > abs(a) * 10 ** -(DIGITS // 2):
-                return False
-        return True
+            if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
+                return None
+            found.add(bool(abs(a - b) <= abs(a) * 10 ** -(DIGITS // 2)))
     except (TypeError, ValueError, AttributeError):
-        return bool(gold == answer)  # sets, relations, words: nothing to subtract
+        return None
+    return found.pop() if len(found) == 1 else None
 
 
 def main() -> None:

@@ -64,11 +64,41 @@ def test_math_verify_decides_what_the_core_cannot() -> None:
         ("5", "6 = 5", "unknown"),
         ("5", r"x = 3 \Rightarrow y = 5", "unknown"),
         ("5", "5'", "unknown"),
+        ("1/2x", "5", "unknown"),
+        ("2e-1", "0.2", "unknown"),
+        (r"\sin x y", r"y\sin x", "unknown"),
+        (r"\sin 30^\circ", "1/2", "unknown"),
     ],
 )
 def test_what_depends_on_the_question_is_not_asked_of_math_verify(gold: str, answer: str, status: str) -> None:
     (verdict,) = judge(Maths(), gold, rf"\boxed{{{answer}}}")
     assert (verdict.status, verdict.meta["by"]) == (status, "exact")
+
+
+@needs_math_verify
+@pytest.mark.parametrize(
+    ("gold", "answer", "status"),
+    [
+        ("e^x", r"\exp(x)", "correct"),
+        (r"\sin 2x", r"2\sin x\cos x", "correct"),
+        (r"\cos 2x", r"1-2\sin^2 x", "correct"),
+        (r"\ln 4", r"2\ln 2", "correct"),
+        (r"\log_2 8", "3", "correct"),
+        ("5", "|3+4i|", "correct"),
+        ("2^{x+1}", r"2\cdot 2^x", "correct"),
+        ("2^x", "3^x", "wrong"),
+        (r"\sin x", r"\cos x", "wrong"),
+        (r"\ln x^2", r"2\ln x", "unknown"),  # of positive numbers only
+        ("x^2+18x+86=0", "x^2+4x+20=0", "unknown"),
+        (r"\log_2(32)=5", "x=x", "unknown"),
+        (r"e^{-100}\ln 2", r"e^{-200}\ln 3", "wrong"),
+        (r"\frac{1}{2004!}", r"\frac{1}{2006!}", "unknown"),
+        ("5", "5, which is what we wanted", "unknown"),
+    ],
+)
+def test_functions_are_the_same_where_values_agree(gold: str, answer: str, status: str) -> None:
+    (verdict,) = judge(Maths(), gold, rf"\boxed{{{answer}}}")
+    assert verdict.status == status, verdict.reason
 
 
 def test_without_math_verify_it_is_unknown_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

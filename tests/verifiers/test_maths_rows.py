@@ -173,3 +173,21 @@ def test_corrupted_answers_never_pass(gsm8k: list[dict[str, str]], math500: list
     passed = [pair for pair, status in zip(pairs, statuses, strict=True) if status == "correct"]
     assert not passed
     assert statuses.count("wrong") >= 0.85 * len(pairs)
+
+
+def test_other_golds_never_pass(gsm8k: list[dict[str, str]], math500: list[dict[str, str]]) -> None:
+    """5,000 random pairs and 4,000 neighbours in sorted order: what passes is the same number, but for units and grouping."""
+    golds = sorted({row["answer"] for row in math500} | {row["answer"].rpartition("####")[2].strip() for row in gsm8k})
+    rng = random.Random(5)
+    pairs = [tuple(rng.sample(golds, 2)) for _ in range(5000)]
+    pairs += [(a, b) for step in range(1, 9) for a, b in zip(golds, golds[step:], strict=False)][:4000]
+    assert len(pairs) == 9000
+
+    def bare(gold: str) -> str:
+        return (
+            re.sub(r"\\text\{[^}]*\}|\\mbox\{[^}]*\}\^2|\^\\circ|\\!|,|\\\$|\.0+$|\\%|\s", "", gold)
+            .removeprefix("x=")
+            .removesuffix(".00")
+        )
+
+    assert [pair for pair in pairs if compare(*pair).relation == "same" and bare(pair[0]) != bare(pair[1])] == []

@@ -34,8 +34,8 @@ def asked() -> Iterator[Symbolic]:
         (r"\frac{x^2}{x}", "x", "unknown"),  # it says no, and is wrong
         ("x^2+18x+86=0", "x^2+4x+20=0", "unknown"),  # no real roots
         (r"\log_2(32)=5", "x=x", "unknown"),
-        (r"\frac{1}{2004!}", r"\frac{1}{2006!}", "unknown"),
-        (r"e^{-100}\ln 2", r"e^{-200}\ln 3", "unknown"),
+        (r"\frac{1}{2004!}", r"\frac{1}{2006!}", "different"),
+        (r"e^{-100}\ln 2", r"e^{-200}\ln 3", "different"),
         ("(1,2", "5", "unknown"),
         ("5", "", "unknown"),
         (r"\frac{3}{0}", "1", "unknown"),
@@ -46,7 +46,7 @@ def test_what_the_core_cannot_tell(asked: Symbolic, gold: str, answer: str, rela
 
 
 @needs_math_verify
-@pytest.mark.parametrize("text", ["9^{9^{9^{9}}}", "(10^8)!", r"\binom{100000000}{50000000}"])
+@pytest.mark.parametrize("text", ["9^{9^{9^{9}}}", r"\binom{100000000}{50000000}"])
 def test_what_takes_too_long_is_killed_and_replaced(text: str) -> None:
     impatient = Symbolic(1.0)
     try:
