@@ -24,7 +24,8 @@ from forethought.backend.kv import KVPool, LayerSpec
 from forethought.backend.memory import DRAWING, MemoryPlan, plan_memory, share_out, step_bytes
 from forethought.backend.model import Model, ModelInfo
 from forethought.backend.request import Request, Row, Sampling
-from forethought.decoding.sampling import Sampler
+from forethought.decoding import sampling as sampling_module
+from forethought.decoding.sampling import Sampler, sort_and_filter
 
 CARD = torch.device("cuda", 0)
 GB = 10**9
@@ -290,8 +291,9 @@ class Peak(TorchDispatchMode):
         self._known.discard(key)
 
 
-def test_drawing_takes_no_more_than_is_kept_for_it() -> None:
-    """By all rules at once, over logits that are large beside everything else."""
+def test_drawing_takes_no_more_than_is_kept_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device, by all rules at once, over logits that are large beside everything else."""
+    monkeypatch.setattr(sampling_module, "filter_scores", sort_and_filter)
     rows, vocabulary = 32, 4096
     pool = KVPool([LayerSpec(1, 1, 1, torch.device("cpu"))], rows, torch.float32)
     sampling = Sampling(
@@ -303,8 +305,11 @@ def test_drawing_takes_no_more_than_is_kept_for_it() -> None:
     )  # fmt: skip
     drawing = [Row(request, i, 0, [1, 2, 3], pool.new_context(), [3], output=[4, 4]) for i in range(rows)]
     logits = torch.randn(rows, vocabulary, dtype=torch.bfloat16)
+    sampler = Sampler()
+    sampler._prepare(drawing)
     with Peak() as peak:
-        Sampler().draw(drawing, logits)
+        sampler._draw_on_device(drawing, logits, None, True)
+        sampler.certainty(drawing, logits)
     assert DRAWING / 2 < peak.most / (rows * vocabulary) < DRAWING
 
 
