@@ -94,6 +94,9 @@ def test_what_depends_on_the_question_is_not_asked_of_math_verify(gold: str, ans
         (r"e^{-100}\ln 2", r"e^{-200}\ln 3", "wrong"),
         (r"\frac{1}{2004!}", r"\frac{1}{2006!}", "unknown"),
         ("5", "5, which is what we wanted", "unknown"),
+        (r"e^{e^\pi}", r"e^{e^\pi}+e^{-50}", "wrong"),
+        (r"\ln(1+e^2)", r"\ln(1+e^2)+\frac{1}{10^{30}}", "wrong"),
+        (r"\sin(\pi)", r"\frac{\sin(\pi)(x^2-1)}{(x-1)(x+1)}", "unknown"),  # a zero has no digits
     ],
 )
 def test_functions_are_the_same_where_values_agree(gold: str, answer: str, status: str) -> None:
