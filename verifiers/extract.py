@@ -25,7 +25,7 @@ _BETWEEN = re.compile(
     r"\}?[\s$]{0,9}(?:,|(?:,[\s$]{0,9})?(?:\\text\{ ?)?(?:or|and)\b[ }]{0,9})[\s$]{0,9}"
     r"(?:[A-Za-z](?:_\d)?[ ]?=[\s$]{0,9})?\\{1,2}f?box(?:ed)?\s{0,9}\{?"
 )
-_LATE = re.compile(r"\bfinal\s+answer\**\s*(?:is|:)(?=[^\n]{0,200}\d)", re.I)
+_LATE = re.compile(r"\bfinal\s+answer\**\s*(?:is|:)(?=[\s*]{0,9}(?:the\s+(?:final\s+)?answer\s+is\s*:?\s*)?[-+$\\(\[\d])", re.I)
 
 _PIECE = re.compile(
     r"\\{1,2}(?P<box>boxed|fbox)(?![A-Za-z])\s*"

@@ -27,7 +27,8 @@ _NOT_UNITS = frozenset(
     "seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy "
     "eighty ninety first "
     "times plus minus divided over by multiple power factor factorial root base mod modulo remainder point negative "
-    "twice double triple equals equal to is are was and or not no nor but because since which that this so as if then than "
+    "twice double triple inverse kilo mega giga nearly minimum maximum "
+    " equals equal to is are was and or not no nor but because since which that this so as if then than "
     "more less fewer least most about approximately above below under between up down with without for from wrong maybe "
     "where when while we you it they he she who i the an".split()
 )

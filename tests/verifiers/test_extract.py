@@ -52,6 +52,8 @@ FOUND = {
     r"\boxed{2} and so, adding, \boxed{3}": "3",
     "\\boxed{5} is wrong. Final Answer: 6": "6",
     "\\boxed{5} is my final answer: done": "5",
+    "\\boxed{5}. Final Answer: see above in part 2": "5",
+    "\\boxed{5} was wrong.\n**Final Answer:** $x=6$": "x=6",
     r"so \\boxed{5}": "5",
     r"so \\boxed{\\frac{1}{2}}": r"\frac{1}{2}",
     r"\boxed{\begin{pmatrix}1\\a\end{pmatrix}}": r"\begin{pmatrix}1\\a\end{pmatrix}",
