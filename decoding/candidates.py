@@ -30,8 +30,6 @@ DEPTHS = (6.0, 14.0, np.inf)
 """How far below the best score (divided by temperature) tokens are looked at, in turn, until they are enough."""
 SMALL = 1 << 12
 """A vocabulary so small that looking at part of it saves nothing."""
-HOTTEST = 1e30
-"""Above it all possible tokens are alike, and float32 ends before larger ones do."""
 PROBES = 256
 """Tokens whose noise says how good the best one is at least."""
 
@@ -64,7 +62,7 @@ class Settings:
     def of(cls, sampling: Sequence[Sampling], temperature: float | None = None) -> Settings:
         """``temperature``: one for all in place of their own."""
         return cls(
-            np.array([min(s.temperature, HOTTEST) if temperature is None else temperature for s in sampling]),
+            np.array([s.temperature if temperature is None else temperature for s in sampling]),
             np.array([s.top_k for s in sampling]), np.array([s.top_p for s in sampling]), np.array([s.min_p for s in sampling]),
         )  # fmt: skip
 
@@ -89,9 +87,7 @@ def log_total(table: npt.NDArray[np.float32]) -> Floats:
     return total
 
 
-def draw(
-    table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[np.uint64], count: int = 1
-) -> tuple[Ints, Floats]:
+def draw(table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[np.uint64], count: int = 1) -> tuple[Ints, Floats]:
     """The ``count`` tokens of each row of ``table`` [N, vocabulary] that do best under the noise of its key, best first.
 
     Returns tokens [N, count] and log-probabilities [N, count] of what they are drawn from; where a filter leaves fewer, token 0
@@ -107,9 +103,7 @@ def draw(
     return tokens, logprobs
 
 
-def _left(
-    table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[np.uint64], count: int
-) -> tuple[Ints, Floats]:
+def _left(table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[np.uint64], count: int) -> tuple[Ints, Floats]:
     """As :func:`draw`, for rows with filters."""
     entries = kept(table, settings)
     bounds = entries.bounds(len(table))

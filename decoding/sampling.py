@@ -54,7 +54,7 @@ def process(
 def _law(logits: Tensor, sampling: Sequence[Sampling]) -> Tensor:
     """The same of logits with penalties and bias in them."""
     scores = logits.float()
-    temperature = put([[min(s.temperature, candidates.HOTTEST)] for s in sampling], scores.device)
+    temperature = put([[s.temperature] for s in sampling], scores.device)
     if min(s.temperature for s in sampling) > 0:
         return filter_scores(scores / temperature, sampling).log_softmax(-1)
     greedy = temperature == 0
