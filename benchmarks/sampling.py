@@ -77,8 +77,8 @@ class Peer:
         """Of the first problems."""
         model = self.models.target
         assert model.text is not None
-        questions = [problem.question for problem in list(self.task.problems())[:count]]
-        return [model.text.encode(ask(model, self.task.prompt.replace("{question}", question))) for question in questions]
+        asked = [self.task.form.fill(problem, self.task.fields(problem)) for problem in list(self.task.problems())[:count]]
+        return [model.text.encode(ask(model, question)) for question in asked]
 
     def run(self, prompts: Sequence[list[int]]) -> dict[str, float]:
         """Seconds, draws and tokens, end tokens included."""
