@@ -289,6 +289,14 @@ def synchronize(device: str) -> None:
 # ---- what is printed ----------------------------------------------------------------------------------------------------
 
 
+def settle(threads: int | None = None) -> None:
+    """How many threads compute, None: as many as there are; and transformers says nothing beside the table."""
+    if threads:
+        torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 def machine(device: str) -> dict[str, Any]:
     """What the figures were taken on."""
     info = Path("/proc/cpuinfo")
@@ -345,8 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     repeats = 2 if options.quick else options.repeats
     if repeats < 1:
         parser.error(f"--repeats {repeats}: at least 1")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    settle()
     where = machine(options.device)
     print(", ".join(f"{key} {value}" for key, value in where.items() if value is not None))
     rows: list[dict[str, Any]] = []

@@ -33,9 +33,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-import transformers
-from decode import machine, sizes
+from decode import machine, settle, sizes
 from speculation import COUNTERPART, DECODERS, SPEC_BENCH, compare, spread, texts
 from speculation_contenders import PLAIN, Contender, Models, Settings, contenders
 from speculation_steps import SIZES, Ids, Tally
@@ -211,10 +209,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    settle(options.threads)
     models = Models(options.decoders, options.model, options.draft, "cpu", options.dtype)
     where = machine("cpu") | {
         "model": models.target.info.name, "draft": models.draft.info.name if models.draft else None, "dtype": options.dtype,

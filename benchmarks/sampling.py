@@ -31,8 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from decode import machine, synchronize
+from decode import machine, settle, synchronize
 from speculation_contenders import Models
 
 from forethought.backend.request import Sampling
@@ -166,8 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, least in (("problems", 1), ("samples", 1), ("subset", 0), ("repeats", 1)):
         if getattr(given, name) < least:
             parser.error(f"--{name} {getattr(given, name)}: at least {least}")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    settle()
     config = compose("eval", ["task=nano_math", *given.overrides])
     info = build(config.model).info
     where = machine(info.device.type) | {

@@ -61,8 +61,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from decode import TIE, machine
+from decode import TIE, machine, settle
 from speculation_contenders import PLAIN, Models, Settings, contenders
 from speculation_steps import SIZES, Clock, Ids, Table, Tally, told
 
@@ -332,10 +331,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    settle(options.threads)
     models = Models(options.decoders, options.model, options.draft, options.device)
     where = machine(options.device) | {
         "model": options.model, "draft": options.draft, "dtype": str(models.target.info.dtype).removeprefix("torch."),

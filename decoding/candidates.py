@@ -187,23 +187,22 @@ def _blocks(table: npt.NDArray[np.float32], settings: Settings) -> Iterator[tupl
 
 
 def _kept(scaled: npt.NDArray[np.float32], settings: Settings, begin: int) -> Entries:
-    with np.errstate(divide="ignore"):
-        floor = np.log(settings.min_p)
+    edge = np.full(len(scaled), -np.inf)
     few = (settings.top_k > 0) & (settings.top_k < scaled.shape[1])
     for k in np.unique(settings.top_k[few]):
         rows = np.flatnonzero(settings.top_k == k)
-        floor[rows] = np.maximum(floor[rows], _edge(scaled[rows], int(k)))
+        edge[rows] = _edge(scaled[rows], int(k))
+    with np.errstate(divide="ignore"):
+        floor = np.maximum(edge, np.log(settings.min_p))
     partial = settings.top_p < 1
     if not partial.any():
         found = _above(scaled, floor)
     else:
-        goal = np.zeros(len(scaled))
-        whole = np.flatnonzero(partial & ~few)
-        goal[whole] = settings.top_p[whole] * np.exp(scaled if len(whole) == len(scaled) else scaled[whole]).sum(1)
-        for row in np.flatnonzero(partial & few):  # the mass that top-k left
-            left = scaled[row][scaled[row] >= _edge(scaled[row : row + 1], int(settings.top_k[row]))[0]]
-            goal[row] = settings.top_p[row] * np.exp(left, dtype=np.float64).sum()
-        found = _nucleus(scaled, floor, np.where(partial, goal, np.inf))
+        goal = np.full(len(scaled), np.inf)
+        for row in np.flatnonzero(partial):
+            left = scaled[row][scaled[row] >= edge[row]] if few[row] else scaled[row]
+            goal[row] = settings.top_p[row] * np.exp(left).sum()
+        found = _nucleus(scaled, floor, goal)
     found.rows += begin
     return found
 

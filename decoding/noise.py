@@ -53,17 +53,23 @@ def stream(seed: int, sample: int, lane: Lane, row: int = 0) -> int:
 def keys(streams: np.ndarray, positions: np.ndarray) -> Tensor:
     """[N] int64 keys of (stream, position) pairs; both [N] uint64."""
     h = streams ^ (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_STEP)
-    for multiplier in (_M1, _M2):
-        h ^= h >> np.uint64(33)
-        h *= np.uint64(multiplier)
+    _rounds(h, np.empty_like(h))
     h ^= h >> np.uint64(33)
     return torch.from_numpy(h.view(np.int64))
+
+
+def _rounds(h: np.ndarray, space: np.ndarray) -> None:
+    """The finaliser of ``h`` uint64 in place, but for its last step, which changes lower bits alone; ``space`` is like ``h``."""
+    for multiplier in (_M1, _M2):
+        np.right_shift(h, np.uint64(33), out=space)
+        np.bitwise_xor(h, space, out=h)
+        np.multiply(h, np.uint64(multiplier), out=h)
 
 
 def gumbel(key: Tensor, tokens: Tensor) -> Tensor:
     """Standard Gumbel noise for ``key`` [N] and token ids [N, M] or [M]: float32 [N, M], the same on every device."""
     h = (tokens + 1) * _signed(_STEP) ^ key.unsqueeze(-1)
-    for multiplier in (_M1, _M2):  # what the finaliser does after this changes lower bits alone
+    for multiplier in (_M1, _M2):  # as in _rounds
         h ^= (h >> 33).bitwise_and_(0x7FFFFFFF)
         h *= _signed(multiplier)
     return _gumbel((h >> 32).bitwise_and_(0xFFFFFFFF))
@@ -77,15 +83,8 @@ def _gumbel(bits: Tensor) -> Tensor:
 
 def hashes(key: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """What noise for ``key`` (one, or [M]) and ``tokens`` [M], both uint64, is made of: [M] uint32; the smaller, the more."""
-    h = tokens + np.uint64(1)
-    h *= np.uint64(_STEP)
-    h ^= key
-    half = h >> np.uint64(33)
-    h ^= half
-    h *= np.uint64(_M1)
-    np.right_shift(h, np.uint64(33), out=half)
-    h ^= half
-    h *= np.uint64(_M2)
+    h = (tokens + np.uint64(1)) * np.uint64(_STEP) ^ key
+    _rounds(h, np.empty_like(h))
     return (h >> np.uint64(32)).astype(np.uint32)
 
 
@@ -118,10 +117,7 @@ def lucky(key: int, vocabulary: int, below: float) -> np.ndarray:
         part = steps[begin : begin + _BLOCK]
         h, half = space[:, : len(part)]
         np.bitwise_xor(part, np.uint64(key), out=h)
-        for multiplier in (_M1, _M2):
-            np.right_shift(h, np.uint64(33), out=half)
-            np.bitwise_xor(h, half, out=h)
-            np.multiply(h, np.uint64(multiplier), out=h)
+        _rounds(h, half)
         np.less_equal(h, limit, out=found[begin : begin + _BLOCK])
     return np.flatnonzero(found)
 

@@ -35,6 +35,7 @@ from .folder import RunFolder
 from .judging import Clock, Judgements, Remembered, enrol, plain, unfinished, verifier_of
 from .results import KS, Results, show
 from .solve import ask, load
+from .tasks.task import Task
 
 AHEAD = 1.5
 """Problems are begun as long as fewer draws are to be finished than so many times what the engine decodes at once."""
@@ -110,7 +111,7 @@ def evaluate_one(config: DictConfig) -> Results | None:
     with ExitStack() as stack:
         truth = task.truth()
         stack.callback(truth.close)
-        what = _identity(config, truth, model)
+        what = _identity(config, task, truth, model)
         path = Path(plan.path or f"runs/{task.name}-{model.info.name}-{_short(what)}")
         folder = stack.enter_context(RunFolder(path, what))
         engine = stack.enter_context(
@@ -219,7 +220,7 @@ def _solution(problem: Problem, solution: Solution) -> dict[str, Any]:
     return short.to_json() | {"candidates": candidates} | asked
 
 
-def _identity(config: DictConfig, truth: Verifier, model: Model) -> dict[str, Any]:
+def _identity(config: DictConfig, task: Task, truth: Verifier, model: Model) -> dict[str, Any]:
     """What makes a run this run: all of its config but where it is kept and how it is shown, the weights, what turns words into
     token ids and back, the checkpoint's own decoding settings, whether its texts are the same in any batch, and the truth."""
     kept = {key: value for key, value in plain(config).items() if key != "run"}
@@ -227,7 +228,7 @@ def _identity(config: DictConfig, truth: Verifier, model: Model) -> dict[str, An
     settings = json.loads(json.dumps(asdict(model.info.defaults)))
     return {
         "config": kept, "batch_invariant": config.run.batch_invariant, "weights": weights_hash(config.model.name_or_path),
-        "truth": truth.name, **words, "generation settings": settings,
+        "form": json.loads(json.dumps(asdict(task.form))), "truth": truth.name, **words, "generation settings": settings,
     }  # fmt: skip
 
 

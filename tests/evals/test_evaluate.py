@@ -28,7 +28,9 @@ from forethought.evals.evaluate import evaluate_one
 from forethought.evals.folder import read
 from forethought.evals.intervals import wilson
 from forethought.evals.results import Results
+from forethought.evals.tasks import nano_math
 from forethought.evals.tasks.code import HumanEval
+from forethought.evals.tasks.forms import Form
 from forethought.evals.tasks.nano_math import NanoMath
 from forethought.nano.problems import read_answer
 from forethought.schema import Problem, Verdict
@@ -253,6 +255,13 @@ def test_what_else_makes_the_text_is_part_of_the_run(file: str, change: Any, mes
         return
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", *small)
+
+
+def test_a_form_is_part_of_the_run_by_its_words_and_not_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "run", "run.problems=1")
+    monkeypatch.setattr(nano_math, "chosen", lambda prompt, known: Form(f"Please: {prompt}"))
+    with pytest.raises(ValueError, match="another form"):
+        run(tmp_path / "run", "run.problems=1")
 
 
 def test_lines_that_were_appended_twice_count_once(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from forethought.verifiers.code import Code
 from forethought.verifiers.sandbox import Sandbox, Unavailable
 
 
@@ -13,3 +16,11 @@ def box(request: pytest.FixtureRequest) -> Sandbox:
         return Sandbox(request.param)
     except Unavailable as error:
         pytest.skip(f"TIER NOT TESTED: {error}")
+
+
+@pytest.fixture(scope="module")
+def code() -> Iterator[Code]:
+    verifier = Code(floor=2.0)
+    yield verifier
+    verifier.close()
+

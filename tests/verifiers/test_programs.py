@@ -30,18 +30,26 @@ def total(xs):
     return sum(xs)'''
 
 
-def chosen(text: str, prompt: str = "") -> dict[str, Any]:
-    """What the first reading that compiles and defines ``total`` makes of it; here for harmless texts."""
+def reading(text: str, prompt: str = "") -> str:
+    """The first reading that would run; the sandbox's choice, here for harmless texts."""
     for source in readings(text, "total", prompt):
         try:
             names = compile(source, "test", "exec").co_names
         except SyntaxError:
             continue
         if "total" in names:
-            namespace: dict[str, Any] = {}
-            exec(source, namespace)
-            return namespace
-    raise AssertionError(f"no program in {text!r}")
+            return source
+    return ""
+
+
+
+def chosen(text: str, prompt: str = "") -> dict[str, Any]:
+    """What :func:`reading` defines, run."""
+    source = reading(text, prompt)
+    assert source, f"no program in {text!r}"
+    namespace: dict[str, Any] = {}
+    exec(source, namespace)
+    return namespace
 
 
 def indented(text: str, by: str) -> str:
@@ -264,3 +272,48 @@ def test_any_text_is_read(text: str, prompt: str) -> None:
 def test_any_characters_are_read(text: str) -> None:
     for prompt in ("", PROMPT):
         assert all(isinstance(reading, str) for reading in readings(text, "total", prompt))
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("    return sum(xs)\n", PROMPT),
+        ("    return sum(xs)\r\n", PROMPT.replace("\n", "\r\n")),
+        ("    return sum(xs)\n\nThis adds them up.", PROMPT),
+        ("    return sum(xs)\n\ndef other(:\n", PROMPT),
+        ("return sum(xs)", PROMPT),
+        ("s = 0\nfor x in xs:\n    s += x\nreturn s", PROMPT),
+        ("```python\n    return sum(xs)\n```", PROMPT),
+        ("```\nreturn sum(xs)\n```", PROMPT),
+        ("def total(xs: List[int]) -> int:\n    return sum(xs)", PROMPT),
+        (PROMPT + "    return sum(xs)", PROMPT),
+        ("from __future__ import annotations\ndef total(xs):\n    return sum(xs)", PROMPT),
+        ("Here it is:\n\ndef total(xs):\n    return sum(xs)\n\nI hope it helps.", ""),
+        ("LIMIT = 3\n\ndef total(xs):\n    return sum(xs)", ""),
+        ("```python\ndef total(xs): return 0\n```\nBetter:\n```python\ndef total(xs): return sum(xs)\n```", ""),
+        (
+            "```python\ndef total(xs): return sum(xs)\n```\nUse:\n```python\nprint(total([1, 2, 3]), 'a much longer block')\n```",
+            "",
+        ),
+        ("```py\ndef total(xs):\n    return sum(xs)", ""),
+        ("<think>def total(xs): return 0</think>\n```\ndef total(xs): return sum(xs)\n```", ""),
+        ("~~~\ntotal = sum\n~~~", ""),
+    ],
+)
+def test_program_is_read_from_the_text(text: str, prompt: str) -> None:
+    assert chosen(text, prompt)["total"]([1, 2, 3]) == 6
+
+
+
+def test_hostile_text_is_read_in_time() -> None:
+    for text in (
+        "\n" * 200_000,
+        " " * 200_000,
+        "```\n" * 50_000,
+        "def " * 50_000,
+        "a" * 200_000,
+        "total:" * 50_000,
+        "x.(" * 50_000,
+    ):
+        readings(text, "total", PROMPT)
+
