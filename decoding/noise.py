@@ -85,7 +85,8 @@ def hashes(key: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """What noise for ``key`` (one, or [M]) and ``tokens`` [M], both uint64, is made of: [M] uint32; the smaller, the more."""
     h = (tokens + np.uint64(1)) * np.uint64(_STEP) ^ key
     _rounds(h, np.empty_like(h))
-    return (h >> np.uint64(32)).astype(np.uint32)
+    bits: np.ndarray = (h >> np.uint64(32)).astype(np.uint32)
+    return bits
 
 
 def gumbel_of(bits: np.ndarray) -> np.ndarray:
