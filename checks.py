@@ -1,4 +1,4 @@
-"""What constructors ask of what they are given: whole numbers, numbers, flags; and attributes that are set once.
+"""What is asked of what callers give: whole numbers, token ids, numbers, flags; and attributes that are set once.
 
 Numpy's scalars count as numbers, a bool never does. Every error names the value, and comes when a thing is built, not when
 it is first used. Nothing here imports torch.
@@ -7,11 +7,29 @@ it is first used. Nothing here imports torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether ``value`` is a whole number, numpy's too, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def token_ids(ids: Iterable[Any], what: str) -> list[int]:
+    """``ids`` as plain integers. Raises ``TypeError``, with the value, for what is no whole number; a bool or a byte is none."""
+    if isinstance(ids, bytes | bytearray | memoryview):
+        raise TypeError(f"{what}: {bytes(ids[:20])!r}: bytes are no token ids; text is a str")
+    found = list(ids)
+    for i, token in enumerate(found):
+        if type(token) is not int:
+            if not is_whole(token):
+                raise TypeError(f"{what}: {token!r} is no token id, but {type(token).__name__}")
+            found[i] = int(token)
+    return found
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -19,7 +37,7 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
 
     Raises ``TypeError`` for what is no whole number, such as 2.0, ``ValueError`` for one that is too small or too large.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if not is_whole(value):
         raise TypeError(f"{name}={value!r}: a whole number, not {type(value).__name__}")
     found = int(value)
     if found < least:

@@ -16,14 +16,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..checks import flag, number, whole
+from ..checks import flag, is_whole, number, token_ids, whole
 from ..schema import Completion, FinishReason
 from .batch import Part
 from .chat import check_text
 from .kv import Context
 from .model import Defaults
 from .stops import Stops, stops_of
-from .text import TextStream, is_whole, token_ids
+from .text import TextStream
 
 LARGEST = 1e30
 """Of what changes logits: so much more and their float32 would run over."""

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from typing import Any
 
+from ..checks import token_ids
 from ..schema import Prompt
 from .chat import before_special, check_text, render, spell_out
 
@@ -215,24 +216,6 @@ class Text:
 def is_listed(value: Any) -> bool:
     """Whether ``value`` is a list or the like, and not text or bytes."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
-
-
-def is_whole(value: Any) -> bool:
-    """Whether ``value`` is a whole number, numpy's too, and no bool."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def token_ids(ids: Iterable[Any], what: str) -> list[int]:
-    """``ids`` as plain integers. Raises ``TypeError``, with the value, for what is no whole number; a bool or a byte is none."""
-    if isinstance(ids, bytes | bytearray | memoryview):
-        raise TypeError(f"{what}: {bytes(ids[:20])!r}: bytes are no token ids; text is a str")
-    found = list(ids)
-    for i, token in enumerate(found):
-        if type(token) is not int:
-            if not is_whole(token):
-                raise TypeError(f"{what}: {token!r} is no token id, but {type(token).__name__}")
-            found[i] = int(token)
-    return found
 
 
 def added(old: str, now: str) -> str:
