@@ -47,10 +47,10 @@ def tracked_files() -> list[str]:
 
 
 def shipped(name: str) -> bool:
-    """Does this tracked file belong in the wheel? All of the package's folders do, and of the root what python reads."""
+    """Does this tracked file belong in the wheel? The folders of code do, and of the root what Python reads."""
     folder, _, rest = name.partition("/")
     if rest:
-        return folder[0] != "." and folder not in ("tests", "benchmarks")
+        return folder[0] != "." and folder not in ("tests", "benchmarks", "docs")
     return Path(name).suffix in (".py", ".pyi", ".typed")
 
 
