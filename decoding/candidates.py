@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ..backend.request import Sampling
 from . import noise
@@ -29,7 +28,7 @@ BLOCK = 1 << 17
 DEPTHS = (6.0, 14.0, np.inf)
 """How far below the best score (divided by temperature) tokens are looked at, in turn, until they are enough."""
 SMALL = 1 << 12
-"""A vocabulary so small that looking at part of it saves nothing."""
+"""Scores so few that looking at some of them saves nothing."""
 PROBES = 256
 """Tokens whose noise says how good the best one is at least."""
 
@@ -103,6 +102,41 @@ def draw(table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[n
     return tokens, logprobs
 
 
+def winners(table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[np.uint64]) -> Ints:
+    """The first token [N] of each row of what :func:`draw` gives, without log-probabilities."""
+    filters = settings.kind.any()
+    if (table.size if filters else table.shape[1]) > SMALL:
+        return draw(table, settings, keys)[0][:, 0]
+    scaled = _scaled(table, settings)
+    perturbed = noise.gumbel_of(noise.hash_rows(keys, table.shape[1])) + scaled.astype(np.float64)
+    tokens: Ints = perturbed.argmax(1)
+    if not filters:
+        return tokens
+    # Who wins without filters wins with them, if they leave it; mostly they do, and to see it nothing need be sorted.
+    unsure = np.flatnonzero(~_surely_kept(scaled, settings, tokens))
+    if len(unsure):
+        tokens[unsure] = draw(table[unsure], settings[unsure], keys[unsure])[0][:, 0]
+    return tokens
+
+
+def _surely_kept(scaled: npt.NDArray[np.float32], settings: Settings, tokens: Ints) -> npt.NDArray[np.bool_]:
+    """Whether the filters leave one of ``tokens`` [N] in each row beyond doubt; with all of them set there always is some."""
+    score = scaled[np.arange(len(scaled)), tokens]
+    better = scaled >= score[:, None]
+    kept: npt.NDArray[np.bool_] = settings.top_k == 0
+    if not kept.all():  # as many as itself and its equals, at most, is a place among the best
+        kept |= better.sum(1) <= settings.top_k
+    if settings.min_p.any():
+        with np.errstate(divide="ignore"):
+            kept &= score >= np.log(settings.min_p).astype(np.float32)
+    nucleus = settings.top_p < 1
+    if nucleus.any():
+        mass = np.exp(scaled)
+        before = np.where(better, mass, 0).sum(1) - np.exp(score)
+        kept &= ~nucleus | (settings.top_k == 0) & (before < settings.top_p * mass.sum(1) * (1 - 1e-4))
+    return kept
+
+
 def _left(table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[np.uint64], count: int) -> tuple[Ints, Floats]:
     """As :func:`draw`, for rows with filters."""
     entries = kept(table, settings)
@@ -143,8 +177,7 @@ always taken in the same order."""
 
 def _all(scaled: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64], count: int) -> tuple[Ints, Floats]:
     """The best ``count`` tokens with noise for every one, and their scores."""
-    everything = torch.arange(scaled.shape[1])
-    perturbed = noise.gumbel(torch.from_numpy(keys.view(np.int64)), everything).numpy() + scaled.astype(np.float64)
+    perturbed = noise.gumbel_of(noise.hash_rows(keys, scaled.shape[1])) + scaled.astype(np.float64)
     tokens = largest(perturbed, count)
     return tokens, scaled[np.arange(len(scaled))[:, None], tokens].astype(np.float64)
 
@@ -178,12 +211,15 @@ def _blocks(table: npt.NDArray[np.float32], settings: Settings) -> Iterator[tupl
     """A few rows at a time: scores over temperature less the best, their settings, and the first one's number."""
     step = max(1, BLOCK // table.shape[1])
     for begin in range(0, len(table), step):
-        block = table[begin : begin + step]
-        scaled = block - block.max(1, keepdims=True)
         part = settings if step >= len(table) else settings[slice(begin, begin + step)]
-        with np.errstate(over="ignore"):  # minus infinity is as good
-            scaled *= (1 / part.temperature).astype(np.float32)[:, None]
-        yield scaled, part, begin
+        yield _scaled(table[begin : begin + step], part), part, begin
+
+
+def _scaled(table: npt.NDArray[np.float32], settings: Settings) -> npt.NDArray[np.float32]:
+    scaled: npt.NDArray[np.float32] = table - table.max(1, keepdims=True)
+    with np.errstate(over="ignore"):  # minus infinity is as good
+        scaled *= (1 / settings.temperature).astype(np.float32)[:, None]
+    return scaled
 
 
 def _kept(scaled: npt.NDArray[np.float32], settings: Settings, begin: int) -> Entries:

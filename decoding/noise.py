@@ -89,10 +89,24 @@ def hashes(key: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return bits
 
 
+def hash_rows(keys: np.ndarray, vocabulary: int) -> np.ndarray:
+    """:func:`hashes` of every token of ``vocabulary`` for each of ``keys`` [N] uint64: [N, vocabulary] uint32."""
+    h = _steps(vocabulary) ^ keys[:, None]
+    _rounds(h, np.empty_like(h))
+    h >>= np.uint64(32)
+    bits: np.ndarray = h.astype(np.uint32)
+    return bits
+
+
 def gumbel_of(bits: np.ndarray) -> np.ndarray:
-    """The noise [M] float32 that :func:`gumbel` makes of such ``bits`` [M]."""
-    noise: np.ndarray = _gumbel(torch.from_numpy(bits.astype(np.int64))).numpy()
-    return noise
+    """The noise float32 that :func:`gumbel` makes of such ``bits``, of any shape."""
+    u = bits.astype(np.float32)  # as in _gumbel; numpy is sooner begun, but its logarithms are others
+    u += np.float32(0.5)
+    u *= np.float32(2.0**-32)
+    np.minimum(u, np.float32(1 - 2.0**-24), out=u)
+    np.negative(u, out=u)
+    torch.from_numpy(u).log1p_().neg_().log_().neg_()
+    return u
 
 
 def fewer_than(noise: np.ndarray) -> np.ndarray:

@@ -256,11 +256,17 @@ class Sampler:
         processed = None
         if not self._greedy:
             places = self._sampled(nodes, best if chosen is None else chosen)
-            found, law = self._draw_at(rows, scores, nodes, places, 1)
-            tokens[places] = torch.from_numpy(found[:, 0])
             if self._asked:
+                found, law = self._draw_at(rows, scores, nodes, places, 1)
+                drawn = torch.from_numpy(found[:, 0])
                 processed = torch.zeros(len(scores), dtype=torch.float64)
                 processed[places] = torch.from_numpy(law[:, 0])
+            elif len(places):
+                drawn = torch.from_numpy(candidates.winners(*self._at(rows, scores, nodes, places)))
+            if len(places) == len(scores):
+                tokens = drawn
+            elif len(places):
+                tokens[places] = drawn
         return best, chosen, tokens, self._logprobs(logits, processed, tokens, nodes)
 
     def _draw_on_device(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None, starved: bool) -> _Choice:
@@ -283,12 +289,17 @@ class Sampler:
         """The best ``count`` tokens under the noise of each of ``places`` among ``scores``, and their log-probabilities."""
         if not len(places):
             return np.empty((0, count), np.int64), np.empty((0, count))
+        return candidates.draw(*self._at(rows, scores, nodes, places), count)
+
+    def _at(self, rows: Sequence[Row], scores: Tensor, nodes: Nodes | None, places: np.ndarray
+            ) -> tuple[np.ndarray, candidates.Settings, np.ndarray]:  # fmt: skip
+        """``scores``, settings and keys of ``places``."""
         table = scores.numpy()
         keys = self._keys(rows, nodes).numpy().view(np.uint64)
         settings = self._settings if nodes is None else self._settings[np.array(nodes.owner)]
         if len(places) < len(table):
             table, settings, keys = table[places], settings[places], keys[places]
-        return candidates.draw(table, settings, keys, count)
+        return table, settings, keys
 
     def process(self, rows: Sequence[Row], logits: Tensor, nodes: Nodes | None = None, starved: bool = True) -> Tensor:
         """The log-probabilities [N, vocabulary] that tokens are drawn from at each node."""

@@ -127,6 +127,19 @@ def test_nothing_depends_on_the_company(vocabulary: int) -> None:
         assert alone[1].tobytes() == logprobs[row : row + 1].tobytes()
 
 
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@pytest.mark.parametrize("law", LAWS)
+def test_the_winner_alone_is_that_of_a_whole_draw(law: str, vocabulary: int) -> None:
+    """Exactly: whether a filter leaves a token is answered without sorting only where that is sure."""
+    rows = 13 if vocabulary < 1000 else 6
+    for i, settings in enumerate(SETTINGS):
+        table, keys = logits_of(law, rows, vocabulary, i), keys_of(rows, i)
+        asked = candidates.Settings.of(sampling(settings, rows))
+        won = candidates.winners(table, asked, keys)
+        assert won.tolist() == candidates.draw(table, asked, keys)[0][:, 0].tolist(), settings
+        assert won[2:3].tolist() == candidates.winners(table[2:3], asked[2:3], keys[2:3]).tolist()
+
+
 def test_hashes_say_what_noise_will_be() -> None:
     tokens = np.arange(3000, dtype=np.uint64)
     bits = noise.hashes(np.uint64(77), tokens)
