@@ -26,12 +26,16 @@ from .groups import groups
 
 OPTIONAL = ("verifier", "strategy/stop")
 """Groups of which there may be none, ``GROUP=null``."""
+ASKING = ("config", "eval", "demo")
+"""Configs of commands that ask questions: below ``chat`` they take whatever the checkpoint's template knows."""
 
 
 def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The config ``conf/NAME.yaml`` with ``overrides``, interpolations resolved; an unknown key is an error, set or read."""
     with _hydra():
         final = [override for given in overrides for override in _spell_out(given)]
+        if name in ASKING:
+            final = [f"++{override}" if override.startswith("chat.") else override for override in final]
         try:
             for parsed in _parse(final):
                 if parsed.is_sweep_override():
@@ -92,7 +96,18 @@ def options(config: DictConfig) -> dict[str, Any]:
     for name, value in limits.items():
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(f"{name}={value!r}: a whole number")
-    return {**sampling, **limits}
+    return {**sampling, **limits, **encoding(config)}
+
+
+def encoding(config: DictConfig) -> dict[str, Any]:
+    """The options of ``generate`` that say how a question becomes token ids."""
+    chat, parse = config.chat, config.parse_special
+    chat = OmegaConf.to_container(chat) if isinstance(chat, DictConfig) else chat
+    if not isinstance(chat, Mapping | None):
+        raise ValueError(f"chat={chat!r}: options of a chat template, chat.enable_thinking=false")
+    if not isinstance(parse, bool):
+        raise ValueError(f"parse_special={parse!r}: true or false")
+    return {"chat": chat, "parse_special": parse}
 
 
 @contextmanager

@@ -55,7 +55,8 @@ def load(config: DictConfig) -> Model:
 def _answer(engine: Engine, question: str, given: dict[str, Any], as_json: bool) -> Completion:
     prompt = ask(engine.model, question)
     if not as_json:
-        completion = follow(engine.stream(prompt, **given), sys.stdout, thinking=opens_reasoning(engine, prompt))
+        ids = engine.encode(prompt, chat=given["chat"], parse_special=given["parse_special"])
+        completion = follow(engine.stream(ids, **given | {"chat": None}), sys.stdout, thinking=opens_reasoning(engine, ids))
         if completion is None:
             engine.close()  # ends what was interrupted, and bills it
             completion = Completion("", [], "cancelled", cost=engine.cost, seed=given.get("seed"))
@@ -88,10 +89,10 @@ def ask(model: Model, question: str, start: str = "") -> Prompt:
     return messages
 
 
-def opens_reasoning(engine: Engine, prompt: Prompt) -> bool:
-    """Whether the prompt ends in an open think tag, as some chat templates do."""
+def opens_reasoning(engine: Engine, prompt: Sequence[int]) -> bool:
+    """Whether the ``prompt`` ends in an open think tag, as some chat templates do."""
     text = engine.model.text
-    return text is not None and str(text.tokenizer.decode(engine.encode(prompt))).rstrip().endswith(OPEN)
+    return text is not None and str(text.tokenizer.decode(prompt)).rstrip().endswith(OPEN)
 
 
 def bill(model: Model, completion: Completion, given: dict[str, Any], *, chat: bool = True) -> str:

@@ -15,6 +15,7 @@ import forethought
 from forethought import Completion
 from forethought.evals import bench, demo, solve
 from forethought.evals.cli import BAD_INPUT, FAILED, INTERRUPTED, main
+from forethought.nano.tokenizer import END
 
 QUESTION = "Ana has 7 pens. She buys 5 more pens. How many pens does Ana have now?"
 BILL = r"tiny: 6 tokens in \d+\.\d\d s, [\d,]+ tokens/s, 2\d prompt tokens, 6 forwards, [\d.]+ kB KV"
@@ -106,6 +107,40 @@ def test_raw_text_without_a_template(
     assert "asked as raw text: no chat template" in run(capsys, "solve", QUESTION, f"model={folder}", "max_tokens=2")
 
 
+def prompt_tokens(capsys: pytest.CaptureFixture[str], question: str, *overrides: str) -> int:
+    """The length of the prompt that a question becomes; both forms of the output must agree on it."""
+    command = ["solve", question, "max_tokens=1", "sampling=greedy", *overrides]
+    shown = run(capsys, *command)
+    cost = json.loads(run(capsys, *command, "--json"))["completion"]["cost"]
+    length = int(cost["prompt"]) + int(cost["cached"])
+    assert f" {length} prompt tokens" in shown
+    return length
+
+
+@pytest.mark.parametrize("template", [False, True])
+def test_a_question_does_not_become_special_tokens_unless_asked(
+    template: bool, make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = f"model={make_checkpoint(tmp_path / 'model', template=template)}"
+    bare = prompt_tokens(capsys, "Ana has 7", model)
+    assert prompt_tokens(capsys, f"Ana has 7{END}", model, "parse_special=true") == bare + 1
+    assert prompt_tokens(capsys, f"Ana has 7{END}", model) > bare + 1
+
+
+def test_what_a_chat_template_is_told(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_checkpoint(tmp_path / "model")
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if longer %}{{ '7' * longer }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(template)
+    bare = prompt_tokens(capsys, "Ana has ", f"model={folder}")
+    assert prompt_tokens(capsys, "Ana has ", f"model={folder}", "chat.longer=3") == bare + 3
+    assert prompt_tokens(capsys, "Ana has ", f"model={folder}", "chat={longer: 4}") == bare + 4
+    assert "knows no 'shorter'" in error(capsys, "solve", "Ana has ", f"model={folder}", "chat.shorter=3")
+    bare_folder = make_checkpoint(tmp_path / "bare", template=False)
+    assert "options of a chat template" in error(capsys, "solve", "Ana has ", f"model={bare_folder}", "chat.longer=3")
+
+
 def test_multirun_runs_every_combination(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = ["--multirun", f"model={checkpoint}", "decoder=autoregressive", "sampling.temperature=0,0.8", "max_tokens=3,6"]
     out = run(capsys, "solve", QUESTION, *sweep)
@@ -141,6 +176,9 @@ def test_a_sweep_is_checked_before_it_starts(checkpoint: str, capsys: pytest.Cap
         (["solve", QUESTION, "sampling.temperature=-1"], "temperature=-1: 0 (greedy) or a"),
         (["solve", QUESTION, "sampling.temperature=hot"], "temperature='hot': a number"),
         (["solve", QUESTION, "bench.repeats=1"], "no such setting"),
+        (["solve", QUESTION, "chat=true"], "chat=True: options of a chat template, chat.enable_thinking=false"),
+        (["solve", QUESTION, "parse_special=2"], "parse_special=2: true or false"),
+        (["bench", "chat.enable_thinking=false"], "no such setting"),
         (["bench", "bench.samples=8"], "bench.samples=8: a list, [a,b]"),
         (["bench", "bench.samples=[0]"], "bench.samples=[0]: whole numbers of at least 1"),
         (["bench", "bench.decoders=autoregressive"], "bench.decoders='autoregressive': a list, [a,b]"),

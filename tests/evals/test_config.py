@@ -95,7 +95,11 @@ def test_a_path_or_hub_id_is_a_model(path: str) -> None:
 
 def test_values_reach_generate() -> None:
     config = compose("config", ["sampling=sample", "sampling.top_k=5", "max_tokens=9", "seed=null"])
-    assert options(config) == {"temperature": 0.8, "top_p": 0.95, "top_k": 5, "max_tokens": 9}
+    as_asked = {"chat": None, "parse_special": False}
+    assert options(config) == {"temperature": 0.8, "top_p": 0.95, "top_k": 5, "max_tokens": 9} | as_asked
+    config = compose("eval", ["chat.enable_thinking=false", "chat.tools=[a]", "parse_special=true"])
+    assert options(config)["chat"] == {"enable_thinking": False, "tools": ["a"]}
+    assert options(config)["parse_special"] is True
 
 
 WRONG = {
