@@ -34,6 +34,8 @@ _PIECE = re.compile(
 )
 _PHRASE = re.compile(
     r"(?:\bfinal\s+answer\b|\banswer\b)\**\s*(?:is|:|=|would\s+be)\s*:?\s*(?=(?P<said>[^\n]{1,1000}))"
+    r"|^[ \t]*[#*]{1,9}[ \t]*(?:final[ \t]+)?answer[ \t:*#]{0,9}\n\s{0,9}"
+    r"(?=(?P<below>(?!\d+[.)]\s)(?:\*{0,2}[-+]?[\d.]|\*{0,2}\$|\\[(\[]|[A-Za-z][ \t]*=)[^\n]{0,1000}))"
     r"|^[ \t]*####\s*(?=(?P<marked>[^\n]{1,1000}))",
     re.I | re.M,
 )
@@ -105,12 +107,13 @@ def _boxes(text: str) -> list[tuple[int, int]]:
 
 
 def announced(text: str) -> str | None:
-    """What follows the last "the answer is", "final answer:" or ``####``, up to the end of the sentence or line."""
+    """What follows the last "the answer is", "final answer:" or ``####``, up to the end of the sentence or line; a value below a
+    heading that says "answer"."""
     for match in reversed(list(_PHRASE.finditer(text))):
-        said = (match["said"] or match["marked"]).strip().lstrip("*_: ").strip()
+        said = (match["said"] or match["below"] or match["marked"]).strip().lstrip("*_: ").strip()
         if match["marked"] and _HEADING.match(said):
             continue
-        if span := _SPAN.match(said):
+        if span := _SPAN.match(said) or (match["below"] and _SPAN.match(text, match.start("below"))):
             return next(group for group in span.groups() if group is not None).strip()
         said = re.split(r"[.!?;](?=\s|\*|$)|,? I hope|\*\*", said, maxsplit=1)[0].strip(" *_`")
         said = _CLAUSE.sub("", said)

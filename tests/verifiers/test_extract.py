@@ -58,6 +58,16 @@ FOUND = {
     r"so \\boxed{\\frac{1}{2}}": r"\frac{1}{2}",
     r"\boxed{\begin{pmatrix}1\\a\end{pmatrix}}": r"\begin{pmatrix}1\\a\end{pmatrix}",
     r"\boxed{５}": "5",
+    "### Final Answer\n\n42": "42",
+    "**Final Answer:**\n42": "42",
+    "**Final Answer**\n\n$\\frac{1}{2}$": r"\frac{1}{2}",
+    "### Final Answer ###\n5": "5",
+    "#### Answer\n5": "5",
+    "### Answer\n\n**-42**": "-42",
+    "**Answer:**\n\n\\[\nx = 5\n\\]\n": "x = 5",
+    "### Answer:\n$1,234.50": "$1,234.50",
+    "## Answer\n12 apples": "12 apples",
+    "The answer is 5.\n### Final Answer\n6": "6",
     "[THINK]\\boxed{1}[/THINK] The answer is 3.": "3",
     "<thinking>\\boxed{1}</thinking>\\boxed{2}": "2",
 }
@@ -74,6 +84,10 @@ NOTHING = [
     "<thinking>\\boxed{1}",
     "[THINK]\\boxed{1}",
     "#### 3. Check",
+    "### Answer\n\n1. We add.\n2. We get 7.",
+    "### Answer\n- 5\n- 7",
+    "### Answer\nThe total of both is 7.",
+    "# Answers\n7",
     "1 + 1 = 2",
 ]
 
@@ -112,7 +126,7 @@ def test_a_guess_is_made_when_asked_for(text: str, answer: str | None) -> None:
 @pytest.mark.parametrize(
     "piece",
     [
-        *(r"\boxed{", r"\boxed", "{", "}", r"\boxed{1}", "answer ", "final ", "the answer is ", "\n", " ", "#", "####"),
+        *(r"\boxed{", r"\boxed", "{", "}", r"\boxed{1}", "answer ", "final ", "the answer is ", "\n", " ", "#", "####", "### answer\n", "*answer:\n\n"),
         *("$", "$$", "\\(", "\\[", "7", "7,", "\\", "</think>", "<think>", "*", "-"),
     ],
 )
