@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .algebra import Foreign, Poly, Unread
 from .notation import normal
@@ -33,14 +33,23 @@ _DROPPED = re.compile(
 """What math-verify drops or cuts off, or takes for a product of letters: words, the base of a number, one side of a relation."""
 
 
+class Form(NamedTuple):
+    """A number or expression, as a computer algebra system is asked about it."""
+
+    text: str
+    canonical: bool
+    """Whether ``text`` is the key of a ``Poly``: what was read here, whatever another reader makes of it; else it is LaTeX."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How two answers compare."""
 
     relation: Relation
     reason: str = ""
-    ask: bool = False
-    """Whether a computer algebra system may know: it was not read, or has no canonical form. Not so for what is ambiguous."""
+    ask: tuple[tuple[Form, Form], ...] = ()
+    """What a computer algebra system may know: the answers are the same if these pairs all are, different if one is. Empty for
+    what is ambiguous, and for what is no expression."""
 
 
 def key(text: str) -> str | None:
@@ -66,21 +75,37 @@ def compare(gold: str, answer: str) -> Outcome:
     try:
         a, b = read(gold), read(answer)
     except Unread as error:
-        return Outcome("unknown", str(error), ask=isinstance(error, Foreign) and not any(map(_DROPPED.search, spelled)))
+        foreign = isinstance(error, Foreign) and not any(map(_DROPPED.search, spelled))
+        return Outcome("unknown", str(error), ask=((_form(gold), _form(answer)),) if foreign else ())
     if reason := _ambiguous(a, b):
         return Outcome("unknown", reason)
     if a.value.key == b.value.key:
         return Outcome("same", "equal values")
     if not _regrouped(a.value, b.value, spelled) and differ(a.value, b.value):
         return Outcome("different", "different values")
-    return Outcome("unknown", "no proof either way", ask=_formless(a.value) or _formless(b.value))
+    return Outcome("unknown", "no proof either way", ask=_pairs(a.value, b.value))
 
 
-def _formless(value: Value) -> bool:
-    """Whether something in it has no canonical form, so that a simplifier may find more than the key shows."""
-    if value.shape == "equation" or (value.shape == "union" and value.detail):
-        return True
-    return (value.poly is not None and not value.poly.exact) or any(map(_formless, value.items))
+def _form(text: str) -> Form:
+    """An answer as it was read, if it is a number or an expression; else as it is written."""
+    try:
+        answer = read(text)
+    except Unread:
+        return Form(text, False)
+    return Form(text, False) if answer.unit or answer.value.shape != "number" else Form(answer.value.key, True)
+
+
+def _pairs(a: Value, b: Value) -> tuple[tuple[Form, Form], ...]:
+    """The expressions, place by place, on which it depends whether two values are the same; empty if there are no such places.
+
+    One at least has no canonical form, so that a simplifier may find more than the keys show.
+    """
+    if a.shape == b.shape == "number" and a.poly is not None and b.poly is not None:
+        return () if a.poly.exact and b.poly.exact else ((Form(a.key, True), Form(b.key, True)),)
+    if a.shape != b.shape or a.shape not in ("ordered", "matrix") or (a.detail, len(a.items)) != (b.detail, len(b.items)):
+        return ()
+    pairs = [_pairs(x, y) for x, y in zip(a.items, b.items, strict=True) if x.key != y.key]
+    return tuple(pair for found in pairs for pair in found) if all(pairs) else ()
 
 
 def _ambiguous(a: Answer, b: Answer) -> str:

@@ -16,7 +16,7 @@ from typing import Literal
 from ..checks import flag, number
 from ..schema import Problem, Status, Verdict
 from .algebra import Unread
-from .exact import Outcome, Relation, compare, key
+from .exact import Form, Outcome, Relation, compare, key
 from .extract import final_answer
 from .notation import normal
 from .shapes import read
@@ -86,7 +86,7 @@ class Maths(Verifier):
         if outcome.ask and self.symbolic:
             by = "math-verify"
             try:
-                outcome = await asyncio.to_thread(self.symbolic.compare, gold, answer)
+                outcome = await asyncio.to_thread(self.symbolic.compare, *outcome.ask)
             except RuntimeError as error:
                 return Verdict("error", None, str(error), self.name, answer=key(answer), meta={**meta, "by": by})
         elif outcome.ask:
@@ -98,7 +98,7 @@ class Maths(Verifier):
         try:
             read(gold)
         except Unread:
-            return self.symbolic is not None and self.symbolic.compare(gold, gold).relation == "same"
+            return self.symbolic is not None and self.symbolic.compare((Form(gold, False),) * 2).relation == "same"
         return True
 
 

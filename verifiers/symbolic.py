@@ -1,5 +1,7 @@
 """Asks math-verify (an optional extra) about answers that have no canonical form, in a process of its own that can be killed.
 
+What the core has read is asked about as it was read, so that no second reader's idea of it decides; the rest as it is written.
+
 The worker is started anew, never forked, on the first question; one question at a time; killed when it is late, and replaced for
 the next. What it says is a simplifier's word, not a proof, and gives no key. Costs a start (seconds) and milliseconds a question.
 """
@@ -21,7 +23,7 @@ from typing import Any
 from ..checks import number
 from ..forks import in_children
 from .algebra import Unread
-from .exact import Outcome
+from .exact import Form, Outcome
 from .notation import normal
 
 START_SECONDS = 60.0
@@ -50,13 +52,13 @@ class Symbolic:
         self._asked = 0
         in_children(self._part)
 
-    def compare(self, gold: str, answer: str) -> Outcome:
-        """How they compare; ``unknown`` with the reason for what is too long, late, or not parsed.
+    def compare(self, *pairs: tuple[Form, Form]) -> Outcome:
+        """``same`` if all pairs are, ``different`` if one is, else ``unknown``, as of what is too long, late or not read.
 
-        Raises ``RuntimeError`` when no worker can be started.
+        ``seconds`` bound them all together. Raises ``RuntimeError`` when no worker can be started.
         """
         try:
-            question = {"gold": _bare(gold), "answer": _bare(answer), "seconds": self.seconds}
+            question = {"pairs": [[_bare(gold), _bare(answer)] for gold, answer in pairs], "seconds": self.seconds}
         except Unread as error:
             return Outcome("unknown", str(error))
         with self._lock:
@@ -144,9 +146,10 @@ def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
     return line
 
 
-def _bare(text: str) -> str:
-    """``text`` to be put between dollars. Raises ``Unread`` for what is not worth a worker's life."""
-    normal(text)  # for its bounds
-    if sum(char.isdigit() for char in text) > MAX_DIGITS:
+def _bare(form: Form) -> Form:
+    """LaTeX to be put between dollars, keys as they are. Raises ``Unread`` for what is not worth a worker's life."""
+    if not form.canonical:
+        normal(form.text)  # for its bounds
+    if sum(char.isdigit() for char in form.text) > MAX_DIGITS:
         raise Unread("too many digits")
-    return text.replace("\\$", "").replace("$", "").strip()
+    return form if form.canonical else Form(form.text.replace("\\$", "").replace("$", "").strip(), False)

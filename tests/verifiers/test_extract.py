@@ -126,7 +126,8 @@ def test_a_guess_is_made_when_asked_for(text: str, answer: str | None) -> None:
 @pytest.mark.parametrize(
     "piece",
     [
-        *(r"\boxed{", r"\boxed", "{", "}", r"\boxed{1}", "answer ", "final ", "the answer is ", "\n", " ", "#", "####", "### answer\n", "*answer:\n\n"),
+        *(r"\boxed{", r"\boxed", "{", "}", r"\boxed{1}", "answer ", "final ", "the answer is ", "\n", " ", "#", "####"),
+        *("### answer\n", "*answer:\n\n"),
         *("$", "$$", "\\(", "\\[", "7", "7,", "\\", "</think>", "<think>", "*", "-"),
     ],
 )

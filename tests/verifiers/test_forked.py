@@ -12,6 +12,7 @@ import pytest
 
 import forethought as ft
 from forethought.verifiers import asserts
+from forethought.verifiers.exact import Form
 from forethought.verifiers.process import Gate
 from forethought.verifiers.sandbox import Sandbox
 from forethought.verifiers.symbolic import installed
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:Deprecati
 
 ADDS = ft.Problem("p", "?", meta={"tests": {"hidden": [[[1], 2], [[2], 3]]}, "entry_point": "f"})
 RIGHT = "```python\ndef f(x):\n    return x + 1\n```"
+PAIR = (Form("(x+1)^2", False), Form("x^2+2x+1", False))
 SLOW = "```python\nimport time\ndef f(x):\n    time.sleep(0.5)\n    return x + 1\n```"
 
 
@@ -74,20 +76,20 @@ def test_places_and_locks_are_free_in_a_child() -> None:
 def test_a_child_never_reads_the_answers_of_its_parents_worker() -> None:
     maths = ft.Maths(symbolic=True)
     assert maths.symbolic is not None
-    assert maths.symbolic.compare("(x+1)^2", "x^2+2x+1").relation == "same"
+    assert maths.symbolic.compare(PAIR).relation == "same"
     worker = maths.symbolic._process
     assert worker is not None
 
     def ask() -> tuple[str, bool]:
         assert maths.symbolic is not None
         alone = maths.symbolic._process is None
-        found = maths.symbolic.compare("(x+1)^2", "x^2+2x+1").relation
+        found = maths.symbolic.compare(PAIR).relation
         maths.close()
         return found, alone
 
     with maths.symbolic._lock:  # as while it is asked something
         assert in_child(ask) == "('same', True)"
     assert worker.poll() is None, "the parent's lives on"
-    assert maths.symbolic.compare("(x+1)^2", "x^2+2x+1").relation == "same"
+    assert maths.symbolic.compare(PAIR).relation == "same"
     assert maths.symbolic._process is worker
     maths.close()
