@@ -6,7 +6,9 @@ Whoever has locks, threads or processes of its own says here how to make them an
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 import weakref
 from collections.abc import Callable
 from types import MethodType
@@ -23,6 +25,19 @@ def in_children(renew: Callable[[], None]) -> None:
         _renewals.append(weakref.WeakMethod(renew, _renewals.remove))
     else:
         _renewals.append(lambda: renew)
+
+
+class OwnFolder:
+    """A temporary folder, removed with this object by the process that made it; a forked child's end leaves it."""
+
+    def __init__(self) -> None:
+        self.name = tempfile.mkdtemp(prefix="forethought-")
+        weakref.finalize(self, _remove, self.name, os.getpid())
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _renew() -> None:

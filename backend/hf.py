@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..forks import OwnFolder
 from ..kernels.attention import attend
 from ..kernels.rotary import Rotary, rotate
 from .batch import Output, Row, TokenBatch
@@ -160,7 +159,7 @@ class Adapter(Model):
         if config.is_encoder_decoder:
             raise ValueError(f"{name} ({config.model_type}) is an encoder-decoder: only decoders run on a KV pool")
         Checkpoint.open(path)  # says better than transformers what is missing
-        offload = None if device_map is None else tempfile.TemporaryDirectory(prefix="forethought-")
+        offload = None if device_map is None else OwnFolder()
         placement = {} if offload is None else {"device_map": device_map, "offload_folder": offload.name}
         try:
             model, found = AutoModelForCausalLM.from_pretrained(
@@ -178,7 +177,7 @@ class Adapter(Model):
         if offload is None:
             model.to(device)
         else:
-            weakref.finalize(model, offload.cleanup)  # the weights on disk live as long as the model
+            model._offload = offload  # the weights on disk live as long as the model
         return cls._tried(model, name=name, defaults=defaults, text=text, impl=impl)
 
     @classmethod

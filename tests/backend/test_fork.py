@@ -229,3 +229,26 @@ def test_the_parents_loop_is_not_the_childs() -> None:
     mine = Loop.of(torch.device("cpu"))
     assert mine.alive
     assert in_child(lambda: (mine.alive, mine.here, Loop.of(torch.device("cpu")) is mine)) == "(False, False, False)"
+
+
+def test_a_folder_outlives_a_childs_end_and_not_its_owners() -> None:
+    """Weights that a device map put on disk are the parent's, whatever a child does at its end."""
+    code = """
+import os, sys
+from pathlib import Path
+from forethought.forks import OwnFolder
+kept, dropped = OwnFolder(), OwnFolder()
+child = os.fork()
+if not child:
+    del dropped
+    sys.exit(0)  # as a program ends, with all it does then
+os.waitpid(child, 0)
+print(kept.name, Path(kept.name).is_dir(), Path(dropped.name).is_dir())
+name = dropped.name
+del dropped
+print(Path(name).exists())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    name, *there = run.stdout.split()
+    assert there == ["True", "True", "False"]
+    assert not Path(name).exists()
