@@ -26,10 +26,14 @@ def read(path: Path, dtype: torch.dtype | str) -> tuple[Any, Any]:
     if "GgufConfig" in dir(transformers):  # since 5.2x weights may stay quantised
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, config=found, dtype=dtype, **options)
+        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, config=found, dtype=dtype, output_loading_info=True, **options
+        )
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     except Exception as e:  # the readers raise what they like
         raise ValueError(f"{path}: transformers cannot read it ({type(e).__name__}: {e})") from e
+    if missing := sorted(loaded["missing_keys"]):  # transformers would make them up
+        raise ValueError(f"{path}: the file has no tensor {', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}")
     model.config.quantization_config = None
     return model.eval(), tokenizer
 

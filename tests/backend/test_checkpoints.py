@@ -259,10 +259,10 @@ def test_hooks_of_a_model_in_memory_still_run(checkpoint: Any) -> None:
 # ---- GGUF ---------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(file: Path, theirs: Any, kind: str) -> None:
+def write_gguf(file: Path, theirs: Any, kind: str, without: str = "") -> None:
     """A Llama as llama.cpp's converter writes it: its own names, query and key rows in interleaved order.
 
-    ``theirs`` gets the weights that the file stands for.
+    ``theirs`` gets the weights that the file stands for. ``without``: a tensor that is left out.
     """
     import gguf
 
@@ -288,6 +288,8 @@ def write_gguf(file: Path, theirs: Any, kind: str) -> None:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     quant = gguf.GGMLQuantizationType[kind]
     for name, tensor in theirs.state_dict().items():
+        if name == without:
+            continue
         weight = tensor.detach().float()
         for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
             if part in name:
@@ -328,6 +330,28 @@ def test_gguf(kind: str, checkpoint: Any, tmp_path: Path, monkeypatch: pytest.Mo
     first = weights_hash(file)
     file.write_bytes(file.read_bytes()[:-4] + b"abcd")
     assert weights_hash(file) != first
+
+
+def test_gguf_that_lacks_a_tensor_is_not_made_up(checkpoint: Any, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    write_gguf(tmp_path / "a.gguf", own(checkpoint("llama", vocab_size=288)), "F32", without="model.layers.0.mlp.up_proj.weight")
+    with pytest.raises(ValueError, match=r"a.gguf: the file has no tensor model.layers.0.mlp.up_proj.weight$"):
+        load(tmp_path / "a.gguf", device="cpu")
+
+
+def test_gguf_on_the_command_line(
+    checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gguf")
+    pytest.importorskip("hydra")
+    from forethought.evals.cli import main
+
+    write_gguf(tmp_path / "tiny.gguf", own(checkpoint("llama", vocab_size=288)), "F32")
+    monkeypatch.chdir(tmp_path)
+    assert main(["solve", "ab", "model=tiny.gguf", "sampling=greedy", "max_tokens=3"]) == 0
+    bill = capsys.readouterr().out.strip().splitlines()[-1]
+    assert bill.startswith("tiny: 3 tokens")
+    assert bill.endswith("asked as raw text: no chat template")
 
 
 def test_gguf_without_its_package_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
