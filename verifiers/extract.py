@@ -21,9 +21,9 @@ _NARROW = str.maketrans({wide: r"\$" if wide == "＄" else narrow for wide, narr
 _HEADING = re.compile(r"\d+[.)]\s+[A-Za-z]|(?:step|part|case|check|solution)\b", re.I)
 _CLAUSE = re.compile(r"(?<=[\d})$%])(?:,| +(?:and|because|since|which|so|as)) +(?!sqrt|pi\b)(?:[a-z]{2,}) .*")
 
+_OR = r"[\s$]{0,9}(?:,|(?:,[\s$]{0,9})?(?:\\text\{ ?)?(?:or|and)\b[ }]{0,9})[\s$]{0,9}(?:[A-Za-z](?:_\d)?[ ]?=[\s$]{0,9})?"
 _BETWEEN = re.compile(
-    r"\}?[\s$]{0,9}(?:,|(?:,[\s$]{0,9})?(?:\\text\{ ?)?(?:or|and)\b[ }]{0,9})[\s$]{0,9}"
-    r"(?:[A-Za-z](?:_\d)?[ ]?=[\s$]{0,9})?\\{1,2}f?box(?:ed)?\s{0,9}\{?"
+    rf"\}}?{_OR}(?:(?P<bare>[-+]?\d+(?:[./]\d+)?|[-+]?\\frac\{{\d+\}}\{{\d+\}}){_OR})?\\{{1,2}}f?box(?:ed)?\s{{0,9}}\{{?"
 )
 _LATE = re.compile(r"\bfinal\s+answer\**\s*(?:is|:)(?=[\s*]{0,9}(?:the\s+(?:final\s+)?answer\s+is\s*:?\s*)?[-+$\\(\[\d])", re.I)
 
@@ -81,10 +81,12 @@ def _joined(text: str, boxes: list[tuple[int, int]]) -> str | None:
     if not boxes:
         return None
     said = [text[slice(*boxes[-1])].strip()]
-    for (_, end), (start, _) in reversed(list(itertools.pairwise(boxes))):
-        if not _BETWEEN.fullmatch(text[end:start]):
+    for at, ((_, end), (start, _)) in reversed(list(enumerate(itertools.pairwise(boxes)))):
+        if not (between := _BETWEEN.fullmatch(text[end:start])):
             break
-        said.insert(0, text[slice(*boxes[len(boxes) - len(said) - 1])].strip())
+        if between["bare"]:
+            said.insert(0, between["bare"])
+        said.insert(0, text[slice(*boxes[at])].strip())
     return ", ".join({key(one): one for one in said}.values())  # one value in two forms is one answer
 
 
