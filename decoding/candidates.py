@@ -92,21 +92,29 @@ def draw(table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[n
     Returns tokens [N, count] and log-probabilities [N, count] of what they are drawn from; where a filter leaves fewer, token 0
     with log-probability minus infinity. Rows are not greedy and have a largest finite score.
     """
+    tokens, scores, totals = _draw(table, settings, keys, count, totals=True)
+    return tokens, scores - totals[:, None]
+
+
+def _draw(
+    table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[np.uint64], count: int, totals: bool
+) -> tuple[Ints, Floats, Floats]:
+    """Tokens, their scores over temperature less the best, and log sum exp [N] of these over the row, if ``totals``."""
     first = settings.kind[0]
     if (settings.kind == first).all():
-        return _WAYS[first](table, settings, keys, count)
-    tokens, logprobs = np.empty((len(table), count), np.int64), np.empty((len(table), count))
+        return _WAYS[first](table, settings, keys, count, totals)
+    tokens, scores, total = np.empty((len(table), count), np.int64), np.empty((len(table), count)), np.zeros(len(table))
     for kind in np.unique(settings.kind):
         rows = np.flatnonzero(settings.kind == kind)
-        tokens[rows], logprobs[rows] = _WAYS[kind](table[rows], settings[rows], keys[rows], count)
-    return tokens, logprobs
+        tokens[rows], scores[rows], total[rows] = _WAYS[kind](table[rows], settings[rows], keys[rows], count, totals)
+    return tokens, scores, total
 
 
 def winners(table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[np.uint64]) -> Ints:
     """The first token [N] of each row of what :func:`draw` gives, without log-probabilities."""
     filters = settings.kind.any()
     if (table.size if filters else table.shape[1]) > SMALL:
-        return draw(table, settings, keys)[0][:, 0]
+        return _draw(table, settings, keys, 1, totals=False)[0][:, 0]
     scaled = _scaled(table, settings)
     perturbed = noise.gumbel_of(noise.hash_rows(keys, table.shape[1])) + scaled.astype(np.float64)
     tokens: Ints = perturbed.argmax(1)
@@ -115,7 +123,7 @@ def winners(table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArra
     # Who wins without filters wins with them, if they leave it; mostly they do, and to see it nothing need be sorted.
     unsure = np.flatnonzero(~_surely_kept(scaled, settings, tokens))
     if len(unsure):
-        tokens[unsure] = draw(table[unsure], settings[unsure], keys[unsure])[0][:, 0]
+        tokens[unsure] = _draw(table[unsure], settings[unsure], keys[unsure], 1, totals=False)[0][:, 0]
     return tokens
 
 
@@ -137,8 +145,10 @@ def _surely_kept(scaled: npt.NDArray[np.float32], settings: Settings, tokens: In
     return kept
 
 
-def _left(table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[np.uint64], count: int) -> tuple[Ints, Floats]:
-    """As :func:`draw`, for rows with filters."""
+def _left(
+    table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[np.uint64], count: int, totals: bool
+) -> tuple[Ints, Floats, Floats]:
+    """As :func:`_draw`, for rows with filters."""
     entries = kept(table, settings)
     bounds = entries.bounds(len(table))
     perturbed = entries.scores + noise.gumbel_of(_hashes(keys[entries.rows], entries.tokens))
@@ -151,22 +161,23 @@ def _left(table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[
         column = largest(padded, count)
         found = np.take_along_axis(padded, column, 1) > -np.inf
         place = np.where(found, bounds[:-1, None] + column, 0)
-    mass = np.bincount(entries.rows, np.exp(entries.scores), len(table))
-    return np.where(found, entries.tokens[place], 0), np.where(found, entries.scores[place] - np.log(mass)[:, None], -np.inf)
+    mass = np.bincount(entries.rows, np.exp(entries.scores), len(table)) if totals else np.ones(len(table))
+    return np.where(found, entries.tokens[place], 0), np.where(found, entries.scores[place], -np.inf), np.log(mass)
 
 
 def _unfiltered(
-    table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[np.uint64], count: int
-) -> tuple[Ints, Floats]:
-    """As :func:`draw`, for rows without filters."""
+    table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArray[np.uint64], count: int, totals: bool
+) -> tuple[Ints, Floats, Floats]:
+    """As :func:`_draw`, for rows without filters."""
     contenders = _all if table.shape[1] <= SMALL else _contenders
-    tokens, logprobs = np.zeros((len(table), count), np.int64), np.full((len(table), count), -np.inf)
+    tokens, scores, total = np.zeros((len(table), count), np.int64), np.full((len(table), count), -np.inf), np.zeros(len(table))
     some = min(count, table.shape[1])
     for scaled, _, begin in _blocks(table, settings):
         rows = slice(begin, begin + len(scaled))
-        tokens[rows, :some], scores = contenders(scaled, keys[rows], some)
-        logprobs[rows, :some] = scores - np.log(np.exp(scaled).sum(1, keepdims=True), dtype=np.float64)
-    return tokens, logprobs
+        tokens[rows, :some], scores[rows, :some] = contenders(scaled, keys[rows], some)
+        if totals:
+            total[rows] = np.log(np.exp(scaled).sum(1), dtype=np.float64)
+    return tokens, scores, total
 
 
 _FREE, _CUT, _NUCLEUS = 0, 1, 2
