@@ -15,8 +15,8 @@ from typing import Any
 MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 """Characters that Unicode keeps free for uses inside a program."""
 ROLES = frozenset({"system", "user", "assistant", "tool"})
-SETTINGS = frozenset({"tools", "documents", "add_generation_prompt", "continue_final_message"})
-"""What every chat template can be given."""
+SETTINGS = frozenset({"add_generation_prompt", "continue_final_message"})
+"""What transformers itself takes, whatever the template."""
 
 
 def render(tokenizer: Any, messages: Sequence[Any], options: Mapping[str, Any], specials: Collection[str]) -> list[str]:
@@ -25,8 +25,6 @@ def render(tokenizer: Any, messages: Sequence[Any], options: Mapping[str, Any], 
     A last message of the assistant is left open, to be continued; else the assistant's turn is opened. ``options`` are the
     template's own. Raises ``ValueError`` for messages or options that it refuses, ``TypeError`` for what is no message.
     """
-    from jinja2.exceptions import TemplateError
-
     template = tokenizer.chat_template
     if not template:
         raise ValueError("this tokenizer has no chat template: give the prompt as text or token ids")
@@ -44,7 +42,7 @@ def render(tokenizer: Any, messages: Sequence[Any], options: Mapping[str, Any], 
         chat, settings = (_each_text(value, lambda text: mark.join(spell_out(text, specials))) for value in (chat, settings))
     try:
         text: str = tokenizer.apply_chat_template(chat, tokenize=False, **settings)
-    except (TemplateError, TypeError, ValueError) as e:
+    except Exception as e:  # what tools and templates raise has no common kind
         raise ValueError(f"the chat template refuses these messages: {_clean(e, mark)}") from e
     return text.split(mark) if mark is not None else [text]
 
@@ -121,11 +119,14 @@ def _mark(value: Any, specials: Collection[str]) -> str | None:
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:
-    """``value`` with every text in it changed, but for keys and roles."""
+    """``value`` with every text in it changed, names of arguments among them, but for roles."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: part if key == "role" else _each_text(part, change) for key, part in value.items()}
+        return {
+            change(key) if isinstance(key, str) else key: part if key == "role" else _each_text(part, change)
+            for key, part in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_each_text(part, change) for part in value]
     return value

@@ -141,7 +141,11 @@ def safetensors_files(path: Path) -> list[Path]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict):
         raise ValueError(f"{index}: no weight_map, so not an index of safetensors files")
-    return [path / name for name in sorted(set(names.values()))]
+    files = [path / name if isinstance(name, str) else path for name in names.values()]
+    fits = [file.parent == path and file.suffix == ".safetensors" for file in files]
+    if strange := [name for fit, name in zip(fits, names.values(), strict=True) if not fit]:
+        raise ValueError(f"{index}: {strange[0]!r} is no safetensors file of this folder")
+    return sorted(set(files))
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -131,6 +131,9 @@ class Engine(Generator):
                     bar.update()
         except KeyboardInterrupt:
             self._cancel(requests)
+        except BaseException:
+            self._cancel(requests)
+            raise
         return _answer(single, requests, [request.future.result() for request in requests])
 
     async def agenerate(self, prompts: Any, **options: Any) -> Any:

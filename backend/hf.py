@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -173,6 +173,8 @@ class Adapter(Model):
             raise ValueError(f"{path}: a {config.architectures[0]}, which has no LM head to read for {type(model).__name__}")
         if missing := sorted(key for key in found["missing_keys"] if not (headless and key == "lm_head.weight")):
             raise ValueError(f"{path}: the checkpoint has no tensor {', '.join(missing[:4])}")
+        if strange := _strange(model, found["unexpected_keys"]):
+            raise ValueError(f"{path}: tensors that this {config.model_type} has no place for: {', '.join(strange[:4])}")
         model.eval()
         if offload is None:
             model.to(device)
@@ -189,7 +191,10 @@ class Adapter(Model):
         if model.config.is_encoder_decoder:
             raise ValueError(f"{name} ({model.config.model_type}) is an encoder-decoder: only decoders run on a KV pool")
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        own = copy.deepcopy(model, shared).eval()
+        try:
+            own = copy.deepcopy(model, shared).eval()
+        except Exception as e:
+            raise ValueError(f"{name} ({type(model).__name__}) cannot be copied ({type(e).__name__}: {e})") from e
         own.set_attn_implementation(PROBE)
         return cls._tried(own, name=name, defaults=defaults, text=text, impl=impl)
 
@@ -383,6 +388,25 @@ class Adapter(Model):
         slots = torch.from_numpy(batch.slots)
         keys = [k[slots.to(k.device)].float() for k in pool.k]
         return [replace(spec, rotary=rotation(spec, own)) for spec, own in zip(specs, keys, strict=True)]
+
+
+def _strange(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
+    """Tensors that a checkpoint has beside those of a module of ``model``, such as scales, or of more layers than it has.
+
+    Those of whole parts that the model lacks, such as a vision tower, say nothing about text.
+    """
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+
+    def known(name: str) -> nn.Module:
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return modules[name]
+
+    return sorted(
+        name for name in unexpected
+        if not name.endswith("rotary_emb.inv_freq")
+        and (name.rpartition(".")[0] in modules or isinstance(known(name), nn.ModuleList))
+    )
 
 
 def _none(*_: Any, **__: Any) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..kernels.attention import choose
 from ..kernels.transfer import numbered
 from . import gguf, settings
+from .batch import Row, TokenBatch
 from .checkpoint import Checkpoint, read_json, safetensors_files
 from .model import Defaults, Model
 from .text import Text
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 BUILT_IN = Path(__file__).resolve().parent.parent / "nano" / "weights"
 WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.txt", "*.model", "*.tiktoken")
 UNWANTED = ("onnx/*", "original/*", "consolidated*")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
 
@@ -110,18 +112,40 @@ def of_memory(
         raise ValueError(f"{name}: quantised weights in memory; load its folder, or dequantize() it first")
     if altered := [type(module).__name__ for module in modules if "forward" in vars(module)]:
         raise ValueError(f"{name}: the forward of {altered[0]} was replaced, so its modules do not say what it computes")
-    said = model.generation_config.to_dict() if model.can_generate() else {}
+    own = model.generation_config if model.can_generate() else None
+    said = {} if own is None else own.to_dict()
     defaults = _decoding(said, None, config, text, ignore, name)
     config.architectures = [type(model).__name__]
     homes = {type(module).__module__.partition(".")[0] for module in modules}
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-    if homes <= {"torch", "transformers"} and not hooked and supports(config):
+    mixed = len({tensor.dtype for tensor in model.parameters()}) > 1
+    if homes <= {"torch", "transformers"} and not hooked and not mixed and supports(config):
         weights = Checkpoint(model.state_dict(), name)
-        return Transformer(config, weights, name=name, device=model.device, dtype=model.dtype, defaults=defaults, text=text,
+        ours = Transformer(config, weights, name=name, device=model.device, dtype=model.dtype, defaults=defaults, text=text,
                            impl=impl, graphs=graphs)  # fmt: skip
+        if _agree(ours, model):
+            return ours  # else some module computes what its config does not say: the model's own code does it
     from .hf import Adapter
 
     return Adapter.of(model, name=name, defaults=defaults, text=text, impl=impl)
+
+
+@torch.inference_mode()
+def _agree(ours: Model, theirs: Any) -> bool:
+    """Whether two models compute the same of some tokens, as far as their dtype can tell."""
+    ids = [(7919 + i * 104729) % ours.info.vocab_size for i in range(min(12, ours.info.max_positions))]
+    pool = ours.new_pool(len(ids))
+    found = ours.forward(TokenBatch(pool, [Row(pool.new_context(), ids)])).logits
+    assert found is not None
+    training = [module for module in theirs.modules() if module.training]
+    theirs.eval()
+    try:
+        logits = theirs(input_ids=torch.tensor([ids], device=ours.info.device), use_cache=False).logits[0].float()
+    finally:
+        for module in training:
+            module.training = True
+    error = (found.float() - logits).norm(dim=-1) / logits.sub(logits.mean(-1, keepdim=True)).norm(dim=-1)
+    return bool(error.max() < (1e-3 if ours.info.dtype in (torch.float32, torch.float64) else 0.05))
 
 
 def load_backbone(
@@ -231,6 +255,8 @@ def _config(path: Path, code: bool) -> Any:
 def _where(device: str | torch.device) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(device).type == "meta":
+        raise ValueError("device='meta': a device that holds no weights")
     return numbered(device)
 
 
@@ -241,8 +267,9 @@ def _dtype(asked: str | torch.dtype, config: Any, path: Path, device: torch.devi
         found = config.get_text_config().dtype
         return found if isinstance(found, torch.dtype) else Checkpoint.open(path).dtype
     kind = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise ValueError(f"dtype={asked!r}: 'auto' or a floating-point type, as 'bfloat16' or torch.bfloat16")
+    if kind not in DTYPES:
+        raise ValueError(f"dtype={asked!r}: 'auto', or one of {', '.join(str(one).removeprefix('torch.') for one in DTYPES)}")
+    assert isinstance(kind, torch.dtype)
     return kind
 
 

@@ -2,7 +2,8 @@
 
 They stand in ``generation_config.json``; a checkpoint from before that file has them in ``config.json``. What changes no
 text of one sequence (caches, beams' lengths, assistants, outputs) is passed over, and so is ``max_length``, which counts the
-prompt. An end token that they do not name is the config's or the tokenizer's.
+prompt. What transformers itself adds to settings that sample (``top_k`` 50) is not the checkpoint's, and is left out. An end
+token that they do not name is the config's or the tokenizer's.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def decoding(
     """
     if isinstance(ignore, str):
         raise TypeError(f"ignore={ignore!r}: a list of names, [{ignore!r}]")
-    if unknown := sorted(set(ignore) - NAMES):
+    ignore = set(ignore)
+    if unknown := sorted(ignore - NAMES):
         raise ValueError(f"ignore: {unknown[0]!r} is no setting that changes text; there is {', '.join(sorted(NAMES))}")
     said = {name: value for name, value in said.items() if value is not None and name not in ignore}
     sampled = bool(said.get("do_sample"))

@@ -30,6 +30,8 @@ class Text:
     """A checkpoint's tokenizer. ``tokenizer`` is any fast transformers tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise TypeError(f"tokenizer={tokenizer!r:.100}: a fast transformers tokenizer, not {type(tokenizer).__name__}")
         self.tokenizer = tokenizer
 
     @cached_property
@@ -77,6 +79,8 @@ class Text:
         if not is_listed(prompt):
             raise TypeError(f"a prompt is text, token ids or chat messages, not {type(prompt).__name__}")
         if all(isinstance(i, Integral) for i in prompt):
+            if chat:
+                raise ValueError(f"chat={dict(chat)!r}: options of a chat template, and the prompt is token ids")
             return token_ids(prompt, "prompt")
         if not all(isinstance(m, Mapping) and "role" in m and "content" in m for m in prompt):
             raise TypeError(f"{prompt!r:.200}: a chat prompt is a list of {{'role': …, 'content': …}}")

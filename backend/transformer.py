@@ -265,9 +265,9 @@ def rope_spec(config: Any, frequencies: Tensor) -> Rotary | None:
 
 
 def _window(config: Any, layer: int) -> int | None:
-    """Sliding window of one layer, as transformers reads the config."""
+    """Sliding window of one layer, as transformers reads the config: Llama has none, all layers of Mistral have one."""
     window: int | None = getattr(config, "sliding_window", None)
-    if window is None or not getattr(config, "use_sliding_window", True):
+    if window is None or config.model_type == "llama" or not getattr(config, "use_sliding_window", True):
         return None
-    types = getattr(config, "layer_types", None)
+    types = None if config.model_type == "mistral" else getattr(config, "layer_types", None)
     return window if types is None or types[layer] == "sliding_attention" else None

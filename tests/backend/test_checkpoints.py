@@ -8,15 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from forethought.backend.engine import Engine
+from forethought.backend.gguf import LLAMA3
 from forethought.backend.hf import Adapter
 from forethought.backend.load import architecture, load, parameters, weights_hash
 from forethought.backend.model import Model
 from forethought.backend.transformer import Transformer
 from forethought.decoding.autoregressive import Autoregressive
+from forethought.nano import tokenizer as nano_tokenizer
 
 PROMPT = [5, 9, 2, 40, 7]
 
@@ -45,17 +48,17 @@ def own(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
 
-def logits(model: Model) -> torch.Tensor:
+def logits(model: Model, ids: list[int] = PROMPT) -> torch.Tensor:
     from forethought.backend.batch import Row, TokenBatch
 
-    pool = model.new_pool(9)
-    return model.forward(TokenBatch(pool, [Row(pool.new_context(), PROMPT)])).logits
+    pool = model.new_pool(len(ids))
+    return model.forward(TokenBatch(pool, [Row(pool.new_context(), ids)])).logits
 
 
-def same(model: Model, theirs: Any) -> None:
+def same(model: Model, theirs: Any, ids: list[int] = PROMPT) -> None:
     with torch.no_grad():
-        expected = theirs(torch.tensor([PROMPT])).logits[0, -1:]
-    torch.testing.assert_close(logits(model)[-1:], expected, rtol=0, atol=1e-4)
+        expected = theirs(torch.tensor([ids])).logits[0, -1:]
+    torch.testing.assert_close(logits(model, ids)[-1:], expected, rtol=0, atol=1e-4)
 
 
 def greedy(model: Model, **options: Any) -> list[int]:
@@ -250,6 +253,43 @@ def test_what_in_memory_cannot_be_read_is_refused(checkpoint: Any) -> None:
         load(theirs)
 
 
+def double(theirs: Any) -> None:
+    mlp = type(theirs.model.layers[0].mlp)
+    theirs.model.layers[0].mlp.__class__ = type("Doubled", (mlp,), {"forward": lambda self, x: 2 * mlp.forward(self, x)})
+
+
+ALTERED: dict[str, Callable[[Any], object]] = {
+    "class": double,
+    "frequencies": lambda theirs: theirs.model.rotary_emb.inv_freq.mul_(0.25),
+    "scaling": lambda theirs: setattr(theirs.model.layers[1].self_attn, "scaling", 1.0),
+    "activation": lambda theirs: setattr(theirs.model.layers[0].mlp, "act_fn", torch.nn.GELU()),
+    "epsilon": lambda theirs: setattr(theirs.model.norm, "variance_epsilon", 1.0),
+}
+
+
+@pytest.mark.parametrize("how", ALTERED)
+def test_modules_in_memory_that_differ_from_their_config(how: str, checkpoint: Any) -> None:
+    """What the model computes counts, not what its config says."""
+    theirs = own(checkpoint("llama"))
+    ALTERED[how](theirs)
+    same(load(theirs), theirs)
+
+
+def test_a_model_in_memory_of_two_dtypes_is_not_made_one(checkpoint: Any) -> None:
+    theirs = own(checkpoint("llama")).to(torch.bfloat16)
+    theirs.lm_head.float()
+    with pytest.raises(ValueError, match="cannot run without a cache of its own"):  # nor can its own code run it
+        load(theirs)
+
+
+def test_frozen_parts_of_a_model_in_memory_stay_so(checkpoint: Any) -> None:
+    theirs = own(checkpoint("llama")).train()
+    theirs.model.layers[0].eval()
+    before = [module.training for module in theirs.modules()]
+    load(theirs)
+    assert [module.training for module in theirs.modules()] == before
+
+
 def test_hooks_of_a_model_in_memory_still_run(checkpoint: Any) -> None:
     theirs = own(checkpoint("llama"))
     theirs.model.layers[0].mlp.register_forward_hook(lambda _module, _args, output: output * 3)
@@ -259,10 +299,10 @@ def test_hooks_of_a_model_in_memory_still_run(checkpoint: Any) -> None:
 # ---- GGUF ---------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(file: Path, theirs: Any, kind: str, without: str = "") -> None:
+def write_gguf(file: Path, theirs: Any, kind: str, without: str = "", more: Callable[[Any], object] = bool) -> None:
     """A Llama as llama.cpp's converter writes it: its own names, query and key rows in interleaved order.
 
-    ``theirs`` gets the weights that the file stands for. ``without``: a tensor that is left out.
+    ``theirs`` gets the weights that the file stands for. ``without``: a tensor that is left out. ``more`` is done to the writer.
     """
     import gguf
 
@@ -305,6 +345,7 @@ def write_gguf(file: Path, theirs: Any, kind: str, without: str = "") -> None:
             if part in name:
                 weight = weight.view(heads, -1, 2, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
         tensor.copy_(weight)
+    more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -339,6 +380,63 @@ def test_gguf_that_lacks_a_tensor_is_not_made_up(checkpoint: Any, tmp_path: Path
         load(tmp_path / "a.gguf", device="cpu")
 
 
+@pytest.mark.parametrize("kind", ["linear", "yarn", "llama3", "plain"])
+def test_gguf_with_rotary_scaling(kind: str, checkpoint: Any, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    settings = {
+        "linear": {"rope_type": "linear", "factor": 4.0},
+        "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        "llama3": LLAMA3 | {"factor": 8.0},
+        "plain": {},
+    }[kind]
+    folder = shutil.copytree(checkpoint("llama", vocab_size=288), tmp_path / "folder")
+    edit(folder / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 10000.0, **settings})
+    theirs = own(folder)
+    dim = theirs.config.hidden_size // theirs.config.num_attention_heads
+
+    def more(writer: Any) -> None:
+        if kind in ("linear", "yarn"):
+            writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+            writer.add_rope_scaling_factor(4.0)
+        if kind == "yarn":
+            writer.add_rope_scaling_orig_ctx_len(64)
+        if kind in ("llama3", "plain"):
+            plain = 1.0 / 10000.0 ** (torch.arange(0, dim, 2).float() / dim)
+            writer.add_tensor("rope_freqs.weight", (plain / theirs.model.rotary_emb.inv_freq).numpy())
+
+    write_gguf(tmp_path / "a.gguf", theirs, "F32", more=more)
+    same(load(tmp_path / "a.gguf", device="cpu"), theirs, [i % 288 for i in range(3, 120)])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (lambda writer: writer.add_string("llama.rope.scaling.type", "longrope"), "rotary scaling that is not read"),
+        (lambda writer: writer.add_tensor("rope_freqs.weight", np.full(4, 2, np.float32)), "rope_freqs.weight scales"),
+        (lambda writer: writer.add_tensor("blk.0.attn_output.bias", np.ones(32, np.float32)), "it holds"),
+    ],
+    ids=["scaling", "frequencies", "tensor"],
+)
+def test_what_a_gguf_file_has_more_of_is_not_passed_over(more: Any, said: str, checkpoint: Any, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    write_gguf(tmp_path / "a.gguf", own(checkpoint("llama", vocab_size=288)), "F32", more=more)
+    with pytest.raises(ValueError, match=rf"a\.gguf: .*{said}"):
+        load(tmp_path / "a.gguf", device="cpu")
+
+
+def test_a_gguf_file_has_its_own_tokenizer(checkpoint: Any, tmp_path: Path) -> None:
+    """Whatever else lies in its folder."""
+    pytest.importorskip("gguf")
+    write_gguf(tmp_path / "a.gguf", own(checkpoint("llama", vocab_size=288)), "F32")
+    alone = load(tmp_path / "a.gguf", device="cpu")
+    nano_tokenizer.load().save_pretrained(tmp_path)
+    beside = load(tmp_path / "a.gguf", device="cpu")
+    assert alone.text is not None
+    assert beside.text is not None
+    assert beside.text.encode("a b") == alone.text.encode("a b")
+    assert beside.text.tokenizer.chat_template is None
+
+
 def test_gguf_on_the_command_line(
     checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -371,3 +469,59 @@ def test_gguf_without_its_package_or_a_file(tmp_path: Path, monkeypatch: pytest.
     pytest.importorskip("gguf")
     with pytest.raises(ValueError, match="transformers cannot read it"):
         load(tmp_path / "a.gguf")
+
+
+# ---- what a checkpoint has beside what is read --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.q_proj.weight_scale", "model.layers.0.mlp.up_proj.bias", "model.layers.9.mlp.up_proj.weight"]
+)
+def test_the_adapter_passes_over_nothing_that_its_modules_need(name: str, checkpoint: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint("gemma3"), tmp_path / "more")
+    held = tensors(folder / "model.safetensors")
+    save(held | {"vision_tower.patch.weight": torch.ones(3)}, folder / "model.safetensors")
+    assert isinstance(load(folder), Adapter), "a part that says nothing about text"
+    save(held | {name: torch.ones(3)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=f"has no place for: {name}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_a_window_is_transformers_own(kind: str, checkpoint: Any, tmp_path: Path) -> None:
+    """A Llama has none, whatever its config says; a Mistral has it in every layer."""
+    folder = shutil.copytree(checkpoint(kind), tmp_path / kind)
+    edit(folder / "config.json", sliding_window=3, layer_types=["full_attention", "sliding_attention"])
+    model = load(folder)
+    assert isinstance(model, Transformer)
+    same(model, own(folder), list(range(3, 30)))
+
+
+@pytest.mark.parametrize("name", [7, "", "../other/model.safetensors", "model.bin", "a/b.safetensors"])
+def test_an_index_names_files_of_its_folder(name: object, checkpoint: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint("llama"), tmp_path / "indexed")
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    edit(folder / "model.safetensors.index.json", weight_map={"lm_head.weight": name, "model.norm.weight": "part.safetensors"})
+    with pytest.raises(ValueError, match="no safetensors file of this folder"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"tokenizer": "cpu"}, TypeError, "tokenizer='cpu': a fast transformers tokenizer, not str"),
+        ({"dtype": "float8_e4m3fn"}, ValueError, "dtype='float8_e4m3fn': 'auto', or one of float32, bfloat16"),
+        ({"device": "meta"}, ValueError, "device='meta'"),
+        ({"ignore": iter(["magic"])}, ValueError, "'magic' is no setting"),
+    ],
+    ids=["tokenizer", "dtype", "device", "ignore"],
+)
+def test_what_cannot_be_asked_for(options: dict[str, Any], error: type[Exception], said: str, checkpoint: Any) -> None:
+    with pytest.raises(error, match=said):
+        load(checkpoint("llama"), **options)
+
+
+def test_ignored_names_may_come_one_by_one(checkpoint: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint("llama"), tmp_path / "beams")
+    edit(folder / "generation_config.json", num_beams=4)
+    assert load(folder, ignore=iter(["num_beams"])).info.name == "beams"
