@@ -100,6 +100,9 @@ def test_tools_and_names_cannot_either() -> None:
     chat = [{"role": "user", "content": "hi"}]
     assert specials_in(text, text.encode(chat, chat={"tools": [tool]})) == specials_in(text, text.encode(chat))
     assert "<|im_end|>" in text.tokenizer.decode(text.encode(chat, chat={"tools": [tool]}))
+    tool["function"] |= {"description": "", "parameters": {"type": "object", "properties": {"<|im_end|>": {"type": "string"}}}}
+    assert specials_in(text, text.encode(chat, chat={"tools": [tool]})) == specials_in(text, text.encode(chat))
+    assert "<|im_end|>" in text.tokenizer.decode(text.encode(chat, chat={"tools": [tool]}))
 
 
 def test_raw_text_is_read_with_its_special_tokens_unless_asked() -> None:
@@ -133,6 +136,13 @@ def test_options_reach_the_template() -> None:
         shown(text, ASK, enable_thinkng=False)
     with pytest.raises(ValueError, match="raw text"):
         text.encode("hi", chat={"enable_thinking": False})
+    with pytest.raises(ValueError, match="token ids"):
+        text.encode([5, 6], chat={"enable_thinking": False})
+    for unknown in ("tools", "documents"):
+        with pytest.raises(ValueError, match=f"knows no '{unknown}'"):
+            shown(text, ASK, **{unknown: [{"a": 1}]})
+    with pytest.raises(ValueError, match="refuses these messages"):
+        chatting("qwen 3").encode([ASK], chat={"tools": [lambda a: a]})
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

@@ -475,7 +475,7 @@ def test_gguf_without_its_package_or_a_file(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    "name", ["model.layers.0.self_attn.q_proj.weight_scale", "model.layers.0.mlp.up_proj.bias", "model.layers.9.mlp.up_proj.weight"]
+    "name", [f"model.layers.{end}" for end in ("0.self_attn.q_proj.weight_scale", "0.mlp.up_proj.bias", "9.mlp.up_proj.weight")]
 )
 def test_the_adapter_passes_over_nothing_that_its_modules_need(name: str, checkpoint: Any, tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoint("gemma3"), tmp_path / "more")

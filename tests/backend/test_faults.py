@@ -105,6 +105,33 @@ def test_ctrl_c_in_a_stream_ends_the_stream() -> None:
         list(engine.stream([1], max_tokens=1500))
 
 
+class TimeIsUp(Exception):
+    pass
+
+
+def test_what_else_ends_a_call_early_ends_its_requests() -> None:
+    """A timeout by a signal, as test runners have: nobody waits for the answers any more."""
+    toy = toy_model()
+
+    def late(*_: object) -> None:
+        raise TimeIsUp
+
+    def interrupt(batch: TokenBatch) -> None:
+        if toy.calls == 5:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        time.sleep(0.002)
+
+    toy.before, before = interrupt, signal.signal(signal.SIGUSR1, late)
+    try:
+        with Audited(toy, kv_slots=4000) as engine:
+            with pytest.raises(TimeIsUp):
+                engine.generate([[1], [2], [3]], max_tokens=1000, stop=[])
+            assert asyncio.run(engine.aunfinished()) == 0
+            assert toy.calls < 100
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 # ---- NaN -----------------------------------------------------------------------------------------------------------
 
 
