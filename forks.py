@@ -21,8 +21,9 @@ def in_children(renew: Callable[[], None]) -> None:
 
     It must take no lock that another thread could have held.
     """
-    if isinstance(renew, MethodType):
-        _renewals.append(weakref.WeakMethod(renew, _renewals.remove))
+    _renewals[:] = [known for known in _renewals if known() is not None]
+    if isinstance(renew, MethodType):  # without a callback: it would be called while the interpreter ends
+        _renewals.append(weakref.WeakMethod(renew))
     else:
         _renewals.append(lambda: renew)
 

@@ -7,7 +7,10 @@ opaque letter: equal keys still mean equal, other keys mean nothing (:attr:`Poly
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -18,6 +21,8 @@ MAX_BITS = 4096
 MAX_EXPONENT = 4096
 MAX_KEY = 4000
 MAX_ROOT = 12
+MAX_WORK = 4000
+"""Terms made for one answer."""
 TRIAL = 10_000
 """Radicands are divided by what is below; what is left must be below its square, hence prime."""
 
@@ -205,9 +210,31 @@ def _reduced(c: Fraction, factors: Iterable[tuple[str, Fraction]]) -> tuple[Mono
     return tuple(sorted((name, e) for name, e in exponents.items() if e)), c
 
 
+class _Allowance(threading.local):
+    """Terms that this thread may still make."""
+
+    left = math.inf
+
+
+_allowance = _Allowance()
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Within it, more than ``MAX_WORK`` terms are ``Unread``."""
+    before, _allowance.left = _allowance.left, min(_allowance.left, MAX_WORK)
+    try:
+        yield
+    finally:
+        _allowance.left = before
+
+
 def _collected(terms: Iterable[tuple[Monomial, Fraction]]) -> Poly:
     total: dict[Monomial, Fraction] = {}
     for monomial, c in terms:
+        _allowance.left -= 1
+        if _allowance.left < 0:
+            raise Unread("too much to compute")
         total[monomial] = total.get(monomial, Fraction(0)) + c
         _bounded(_bits(total[monomial]))
         if len(total) > MAX_TERMS:

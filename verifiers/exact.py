@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Literal, NamedTuple
 
-from .algebra import Foreign, Poly, Unread
+from .algebra import BOTH, Foreign, Poly, Unread
 from .notation import normal
 from .shapes import read
 from .units import related
@@ -101,6 +102,8 @@ def _pairs(a: Value, b: Value) -> tuple[tuple[Form, Form], ...]:
     One at least has no canonical form, so that a simplifier may find more than the keys show.
     """
     if a.shape == b.shape == "number" and a.poly is not None and b.poly is not None:
+        if _free(a.poly) and _free(b.poly):
+            return ()
         return () if a.poly.exact and b.poly.exact else ((Form(a.key, True), Form(b.key, True)),)
     if a.shape != b.shape or a.shape not in ("ordered", "matrix") or (a.detail, len(a.items)) != (b.detail, len(b.items)):
         return ()
@@ -146,9 +149,12 @@ def differ(a: Value, b: Value) -> bool:
     if a.shape == "ratio":
         return len(a.items) == len(b.items) == 2 and _cross(a) * _cross(b, 1) != _cross(b) * _cross(a, 1)
     if a.shape == "ordered":
+        if any(item.shape == "unordered" for item in (*a.items, *b.items)):
+            return False  # signs that go together, or not
         if len(a.items) != len(b.items) or any(map(differ, a.items, b.items)):
             return True
-        return len(a.items) == 2 and a.detail != b.detail and all(x.key == y.key for x, y in zip(a.items, b.items, strict=True))
+        same = all(x.key == y.key for x, y in zip(a.items, b.items, strict=True))
+        return len(a.items) == 2 and a.detail != b.detail and same and (_interval(a) or _interval(b))
     if a.shape == "unordered":
         return _foreign(a, b) or _foreign(b, a)
     if a.shape == "equation":
@@ -167,15 +173,24 @@ def _shapes_differ(a: Value, b: Value) -> bool:
         if b.shape in ("ordered", "unordered", "union", "matrix"):
             return a.poly.exact and not a.poly.letters and all(differ(a, item) for item in b.items if len(b.items) == 1)
     if a.shape == "ordered" and b.shape == "unordered":
+        if any(item.shape == "ordered" for item in b.items):
+            return all(differ(a, item) for item in b.items)
         return _foreign(a, b) or _foreign(b, a)
     if a.shape == "ordered" and b.shape == "union":
         return not b.detail and all(v.poly is not None and (v.poly.rational is not None or "∞" in v.key) for v in a.items)
     return a.shape == "unordered" and b.shape == "union" and not b.detail and all(v.shape == "number" for v in a.items)
 
 
+def _interval(value: Value) -> bool:
+    """Whether it is surely an interval, not a point or a vector."""
+    return value.detail in ("[)", "(]") or any("∞" in item.key for item in value.items)
+
+
 def _numbers_differ(a: Poly, b: Poly) -> bool:
-    if not (a.exact and b.exact):
+    if not (a.exact and b.exact) or (_free(a) and _free(b)):
         return False
+    if ("j" in a.letters) != ("j" in b.letters):
+        return False  # perhaps the imaginary unit
     if a.letters != b.letters and len(a.letters) == len(b.letters):
         return False  # perhaps the same with other names
     for one, other in ((a, b), (b, a)):
@@ -184,7 +199,14 @@ def _numbers_differ(a: Poly, b: Poly) -> bool:
     return True
 
 
-_UNIT_LETTERS = frozenset((*"mghsLlNJWVAKCFHTS", "Omega"))
+def _free(poly: Poly) -> bool:
+    """Whether it is true of any constant: ``x^2 + C``, or ``k*pi``, which other expressions may say as well."""
+    names = [tuple(name for name, e in monomial if e == 1) for monomial in poly.terms]
+    alone = any(len(found) == 1 and found[0] in ("C", "c", "K", "k") for found in names)
+    return (alone and len(names) > 1) or any("pi" in found and {"k", "n", "m"} & set(found) for found in names)
+
+
+_UNIT_LETTERS = frozenset((*"mghsLlNJWVAKCFHTSkMB", "Omega"))  # k, M and B: thousands, millions, billions
 _UNIT_SPELLING = _UNIT_LETTERS | frozenset((*"abcdeknoprtuvzPGMDBQ", "mu"))
 
 
@@ -199,11 +221,16 @@ def _words_differ(a: Value, b: Value) -> bool:
         return all(choices)
     if a.key != a.detail or b.key != b.detail or min(len(a.key), len(b.key)) < 4:
         return a.key in _PARITY and b.key in _PARITY
-    return not (a.key.startswith(b.key) or b.key.startswith(a.key) or {a.key, b.key} <= _VERDICTS)
+    alike = a.key[:4] == b.key[:4] or SequenceMatcher(None, a.key, b.key).ratio() >= 0.75
+    return not (alike or {a.key, b.key} <= _VERDICTS or {a.key, b.key} & _COUNTS)
 
 
 _PARITY = frozenset(("odd", "even", "yes", "no"))
-_VERDICTS = frozenset("true right correct none never false zero null nothing neither always".split())
+_VERDICTS = frozenset(
+    "true right correct valid yes none never false wrong incorrect invalid zero null nothing neither always impossible undefined "
+    "divergent diverges convergent converges".split()
+)
+_COUNTS = frozenset("dozen half twice thrice single double triple pair couple score gross".split())
 
 
 def _foreign(a: Value, b: Value) -> bool:
@@ -221,7 +248,7 @@ def _letters(value: Value) -> frozenset[str]:
 
 
 def _linear(poly: Poly | None) -> bool:
-    if poly is None or not poly.exact:
+    if poly is None or not poly.exact or BOTH in poly.letters:
         return False
     degrees = [[e for name, e in m if name in poly.letters] for m in poly.terms]
     return all(sum(d) <= 1 and min(d, default=1) > 0 for d in degrees)

@@ -22,6 +22,8 @@ _STOPS = ("", "+", "-", ")", "]", "}", ",", r"\pm", r"\mp")
 def expression(text: str) -> Poly:
     """The value of ``text``, in the notation of :func:`~.notation.normal`. Raises ``Unread``."""
     reader = _Reader(tokens(text))
+    if sum(token in (r"\pm", r"\mp") for token in reader.tokens) > 1:
+        raise Unread("several signs, together or each by itself")
     value = reader.sum()
     if reader.peek():
         raise Unread(f"{reader.peek()!r} is not read here")

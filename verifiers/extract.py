@@ -12,6 +12,8 @@ import re
 from .exact import key
 from .notation import WIDE
 
+MOST_BOXES = 50
+"""Of one answer."""
 TAIL = 100_000
 GUESS_TAIL = 10_000
 
@@ -22,6 +24,12 @@ _HEADING = re.compile(r"\d+[.)]\s+[A-Za-z]|(?:step|part|case|check|solution)\b",
 _CLAUSE = re.compile(r"(?<=[\d})$%])(?:,| +(?:and|because|since|which|so|as)) +(?!sqrt|pi\b)(?:[a-z]{2,}) .*")
 
 _OR = r"[\s$]{0,9}(?:,|(?:,[\s$]{0,9})?(?:\\text\{ ?)?(?:or|and)\b[ }]{0,9})[\s$]{0,9}(?:[A-Za-z](?:_\d)?[ ]?=[\s$]{0,9})?"
+_ITEM = re.compile(r"\d+[.)]\s|[-*]\s")
+_GOES_ON = re.compile(
+    r"\s*(?:[-+*/:=<>^]|\d|(?:,|,? ?(?:and|or|to|nor))\s*(?:\$|\\\(|\\text|\d)"
+    r"|(?:or|and|to|if|when|where|for|unless|otherwise|more|less|times|plus|minus|hundred|thousand|million|billion|trillion|dozen|percent)\b)"
+)
+"""Behind maths: what is said goes on."""
 _BETWEEN = re.compile(
     rf"\}}?{_OR}(?:(?P<bare>[-+]?\d+(?:[./]\d+)?|[-+]?\\frac\{{\d+\}}\{{\d+\}}){_OR})?\\{{1,2}}f?box(?:ed)?\s{{0,9}}\{{?"
 )
@@ -60,7 +68,7 @@ def final_answer(text: str, *, guess: bool = False) -> str | None:
     boxes = _boxes(text)
     answer = None
     if boxes and (late := _LATE.search(text, boxes[-1][1])):
-        answer = announced(text[late.start() :])
+        answer = announced(text[late.start() :], whole=True)
     answer = answer or _joined(text, boxes) or announced(text)
     if answer is None and guess:
         answer = _last(_SPAN, text[-GUESS_TAIL:]) or _last(_NUMBER, text[-GUESS_TAIL:])
@@ -80,6 +88,7 @@ def boxed(text: str) -> str | None:
 def _joined(text: str, boxes: list[tuple[int, int]]) -> str | None:
     if not boxes:
         return None
+    boxes = boxes[-MOST_BOXES:]
     said = [text[slice(*boxes[-1])].strip()]
     for at, ((_, end), (start, _)) in reversed(list(enumerate(itertools.pairwise(boxes)))):
         if not (between := _BETWEEN.fullmatch(text[end:start])):
@@ -108,15 +117,22 @@ def _boxes(text: str) -> list[tuple[int, int]]:
     return found
 
 
-def announced(text: str) -> str | None:
+def announced(text: str, whole: bool = False) -> str | None:
     """What follows the last "the answer is", "final answer:" or ``####``, up to the end of the sentence or line; a value below a
-    heading that says "answer"."""
+    heading that says "answer". With ``whole``, none that goes on behind its maths."""
     for match in reversed(list(_PHRASE.finditer(text))):
-        said = (match["said"] or match["below"] or match["marked"]).strip().lstrip("*_: ").strip()
-        if match["marked"] and _HEADING.match(said):
+        name = next(name for name in ("said", "below", "marked") if match[name])
+        said = match[name].strip().lstrip("*_: ").strip()
+        if (name == "marked" and _HEADING.match(said)) or ("\n" in match[0] and _ITEM.match(said)):
             continue
-        if span := _SPAN.match(said) or (match["below"] and _SPAN.match(text, match.start("below"))):
+        span = _SPAN.match(said)
+        rest = said[span.end() :] if span else ""
+        if span is None and (span := _SPAN.match(text, match.start(name))):
+            rest = text[span.end() : span.end() + 1000].partition("\n")[0]
+        if span and not _GOES_ON.match(rest):
             return next(group for group in span.groups() if group is not None).strip()
+        if span and whole:
+            continue
         said = re.split(r"[.!?;](?=\s|\*|$)|,? I hope|\*\*", said, maxsplit=1)[0].strip(" *_`")
         said = _CLAUSE.sub("", said)
         if said:

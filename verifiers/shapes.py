@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from .algebra import Unread, number
+from .algebra import Unread, bounded, number
 from .expressions import expression
 from .notation import OPEN, OR, ROW, enclosed, normal, split
 from .tokens import FUNCTIONS, GREEK
@@ -17,6 +17,13 @@ from .values import INFINITY, Answer, Value, either, ordered, union, unordered, 
 
 _WORD = re.compile(r"(?:\\text ?\{[^{}\\]*\}|[A-Za-z][A-Za-z'.-]*+|[ ])++")
 _CHOICE = re.compile(r"(?:\\text ?\{ ?)?(?:\(([A-Ja-j])\)|([A-J])[).:]?)(?: ?\})?(?P<more>.*)")
+_REMARK = re.compile(
+    rf"\([A-Ja-j]\)|(?:[,{OR}]|\b(?:and|or|nor)\b)[^A-Za-z]*[A-J]\b|^ *[-+*/^=<>]"
+    r"|^[ \\]*(?:text ?\{ ?)?(?:is|isn't|are|was|not|wrong|false|incorrect)\b"
+)
+"""Behind a choice: another one, or words about it."""
+_SHORT = re.compile(r"(?i:no|on|or|if|up|us|it|so|is)|[IVXL]{2,}")
+"""Words that are no products of letters."""
 _LETTER = re.compile(rf"(?:[A-Za-z]|\\(?:{'|'.join(sorted(GREEK))})(?![A-Za-z]))(?:'|_ ?\w|_ ?\{{ ?\w+ ?\}})*")
 _NAME = re.compile(
     rf"{_LETTER.pattern} ?(?:\([^()=]{{1,10}}\))?|[A-Za-z] ?\^ ?\{{ ?-1 ?\}} ?\([^()=]{{1,10}}\)"
@@ -30,7 +37,8 @@ _ORDER = re.compile(r"\\(?:le|ge)(?![A-Za-z])|[<>]")
 def read(text: str) -> Answer:
     """The answer that ``text`` states. Raises ``Unread``, and nothing else."""
     try:
-        return _answer(normal(text))
+        with bounded():
+            return _answer(normal(text))
     except RecursionError:
         raise Unread("nested too deep") from None
 
@@ -101,13 +109,18 @@ def _scalar(text: str) -> Value:
 
 def _word(text: str) -> Value | None:
     choice = _CHOICE.fullmatch(text)
+    if choice and choice["more"] and _REMARK.search(choice["more"]) and re.match(r"[ :\\,]", choice["more"]):
+        if choice[1] and choice[1].islower() and "\\text" not in text:
+            return None  # a letter in brackets, as in (a) + b
+        raise Unread("several choices, or a remark on one")
     if choice and (not choice["more"] or (choice[1] and re.match(r"[ :\\]", choice["more"]))):
         return Value("word", f"({(choice[1] or choice[2]).upper()})", detail="choice")
     if not _WORD.fullmatch(text):
         return None
     bare = re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text)
     words = re.findall(r"[a-z]+", bare.lower())
-    if not words or ("\\text" not in text and (max(map(len, words)) < 3 or words[0] in FUNCTIONS or words[0] == "sqrt")):
+    products = max(map(len, words), default=0) < 3 and not _SHORT.fullmatch(text)
+    if not words or ("\\text" not in text and (products or words[0] in FUNCTIONS or words[0] == "sqrt")):
         return None
     return Value("word", " ".join(re.sub(r"[^\w'/-]+", " ", bare.lower()).split()), detail=words[0])
 

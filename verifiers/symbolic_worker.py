@@ -42,26 +42,28 @@ def compare(library: Any, pairs: list[list[tuple[str, bool]]]) -> dict[str, str]
 
 
 def compare_pair(library: Any, gold: tuple[str, bool], answer: tuple[str, bool]) -> dict[str, str]:
-    """Same where math-verify says so and values agree, different where they differ everywhere."""
-    agreed = None
-    for base in (10, None):  # of a bare log: as school has it, and as analysis
+    """Same where math-verify says so and values agree, different where they differ everywhere.
+
+    A bare log is of ten, as at school, or natural; an odd root of a negative number is real, as at school, or the principal one.
+    Same are what the first reading of logs and both of roots make the same; different, what all make different.
+    """
+    keys = "".join(text for text, canonical in (gold, answer) if canonical)
+    logs = (10, None) if "log(" in keys else (10,)
+    roots = (False, True) if re.search(r"/(?:3|5|7|9|11)\)", keys) else (False,)
+    parsed, said = [], []
+    for base, real in ((base, real) for base in logs for real in roots):
         found = []
         for what, (text, canonical) in (("gold", gold), ("answer", answer)):
             try:
-                found.append([Key(text, base).whole()] if canonical else latex(library, text))
+                found.append([Key(text, base, real).whole()] if canonical else latex(library, text))
             except ValueError as error:
                 return {"relation": "unknown", "reason": f"math-verify: the {what}: {error}"}
-        here = agree(found[0][0], found[1][0])
-        if base:
-            agreed, parsed = here, found
-        elif agreed is False and here is not False:
-            agreed = None
-        if not any(canonical and "log(" in text for text, canonical in (gold, answer)):
-            break
-    if agreed is False:
+        parsed.append(found)
+        said.append(agree(found[0][0], found[1][0]))
+    if all(agreed is False for agreed in said):
         return {"relation": "different", "reason": "math-verify"}
-    verified = library.verify(*parsed, float_rounding=12, timeout_seconds=None, raise_on_error=True)
-    if agreed and verified:
+    verified = library.verify(*parsed[0], float_rounding=12, timeout_seconds=None, raise_on_error=True)
+    if all(said[: len(roots)]) and verified:
         return {"relation": "same", "reason": "math-verify"}
     return {"relation": "unknown", "reason": f"math-verify says {'yes' if verified else 'no'}, and values do not prove it"}
 
@@ -90,11 +92,12 @@ INVERSE = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot
 class Key:
     """An expression of sympy from the canonical key of a polynomial, whose grammar ``algebra.py`` writes.
 
-    ``base`` is of a bare log, None for e. Raises ``ValueError`` for what is not in it.
+    ``base`` is of a bare log, None for e; ``real``: whether odd roots of negative numbers are. Raises ``ValueError`` for what is
+    not in it.
     """
 
-    def __init__(self, text: str, base: int | None) -> None:
-        self.sympy, self.base = importlib.import_module("sympy"), base
+    def __init__(self, text: str, base: int | None, real: bool) -> None:
+        self.sympy, self.base, self.real = importlib.import_module("sympy"), base, real
         self.tokens: list[str] = TOKEN.findall(text)
         if "".join(self.tokens) != text:
             raise ValueError("a key that is not read")
@@ -137,13 +140,18 @@ class Key:
         base = self.atom()
         if self.peek() == "^":
             self.take()
-            return base ** self.rational()
+            return self.raised(base, self.rational())
         if self.peek() == "^(":
             self.take()
             exponent = self.rational()
             self.take(")")
-            return base**exponent
+            return self.raised(base, exponent)
         return base
+
+    def raised(self, base: Any, exponent: Any) -> Any:
+        if not (self.real and exponent.is_Rational and exponent.q % 2 and exponent.q > 1):
+            return base**exponent
+        return (self.sympy.sign(base) if exponent.p % 2 else 1) * self.sympy.Abs(base) ** exponent
 
     def rational(self) -> Any:
         sign = -1 if self.peek() == "-" else 1
@@ -169,7 +177,7 @@ class Key:
         if name == "1/":
             return 1 / of[0]
         if name == "^":
-            return of[0] ** of[1]
+            return self.raised(*of)
         if name == "!":
             return self.sympy.factorial(of[0])
         if name == "abs":
@@ -177,7 +185,7 @@ class Key:
         if name in ("ln", "log"):
             return self.sympy.log(of[0], self.base) if name == "log" and self.base else self.sympy.log(of[0])
         if name.startswith("log_"):
-            return self.sympy.log(of[0], Key(name[4:], self.base).atom())
+            return self.sympy.log(of[0], Key(name[4:], self.base, self.real).atom())
         if name not in INVERSE and name not in FUNCTIONS:
             raise ValueError(f"{name} is not known")
         return getattr(self.sympy, INVERSE.get(name, name))(of[0])

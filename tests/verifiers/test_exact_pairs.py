@@ -235,7 +235,7 @@ x \in [-2,7]                ==  -2 \leq x \leq 7
 (0,2) \cup (1,3)            ==  (0,3)
 (0,1) \cup \{1\}            ==  (0,1]
 \mathbb{R}                  ==  (-\infty,\infty)
-(-\sqrt{3}, \sqrt{3})       !=  [-\sqrt{3}, \sqrt{3}]
+(-\sqrt{3}, \sqrt{3})       ??  [-\sqrt{3}, \sqrt{3}]
 ((1,2),(3,4))               ==  ((1,2), (3,4))
 
 (-\infty,1)\cup(3,\infty)   ==  x<1 or x>3

@@ -1,6 +1,7 @@
 """The maths verifier: verdicts, votes, options, and refusals."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -153,3 +154,118 @@ def test_hostile_candidates_end_in_verdicts() -> None:
     texts = [rf"\boxed{{{answer}}}" for answer in answers] + ["{" * 10**6, "\x00" * 1000, "</think>" * 10**5]
     verdicts = judge(Maths(timeout=1.0), "5", *texts)
     assert [v.status for v in verdicts] == ["unknown"] * len(texts)
+
+
+AMBIGUOUS = [
+    ("A", "(A) and (B)", "unknown"),
+    ("A", "(A) or (B)", "unknown"),
+    ("A", "(A) nor (B)", "unknown"),
+    ("A", r"\text{(A) or (B)}", "unknown"),
+    ("A", "(A) is incorrect", "unknown"),
+    ("A", r"(A) \text{ is wrong}", "unknown"),
+    (r"\text{(B) and (C)}", r"\text{(C) and (B)}", "unknown"),
+    ("A", "(A) 5", "correct"),
+    ("A", "(A) red and blue", "correct"),
+    ("C", r"\text{(C) } 5", "correct"),
+    ("a+b", "(a) + b", "correct"),
+    (r"\pm1\pm2", r"\pm3", "unknown"),
+    ("1+i,-1-i", r"\pm1\pm i", "unknown"),
+    (r"x-y=\pm1", r"y-x=\pm1", "unknown"),
+    (r"(\pm1,\pm2)", "(1,2),(-1,-2),(1,-2),(-1,2)", "unknown"),
+    (r"1\pm\sqrt2", r"1+\sqrt2,1-\sqrt2", "correct"),
+    (r"\pm 2", "2,-2", "correct"),
+    ("(1,2)", r"\{(1,2)\}", "unknown"),
+    ("(1,2)", r"\{(1,3)\}", "wrong"),
+    (r"\langle 1,2\rangle", "(1,2)", "unknown"),
+    ("(3,4)", "[3,4]", "unknown"),
+    ("[0,1)", "[0,1]", "wrong"),
+    (r"(0,\infty)", r"[0,\infty)", "wrong"),
+    (r"\sqrt[3]{2+\sqrt5}+\sqrt[3]{2-\sqrt5}", "1", "unknown"),
+    (r"\sqrt[3]{1-\sqrt2}", r"-\sqrt[3]{\sqrt2-1}", "unknown"),
+    (r"\sqrt[3]{-x}", r"-\sqrt[3]{x}", "unknown"),
+    ("(-27)^{1/3}", "-3", "unknown"),
+    ("(-8)^{2/3}", "4", "unknown"),
+    (r"\sqrt[3]{-27}", "-3", "correct"),
+    (r"\sqrt[3]{x+1}", r"\sqrt[3]{x+2}", "wrong"),
+    (r"\sqrt[3]{1+\sqrt2}", r"(1+\sqrt2)^{1/3}", "correct"),
+    (r"\frac{x^2}{2}+x+C", r"\frac{(x+1)^2}{2}+C", "unknown"),
+    (r"\frac12\sin^2x+C", r"-\frac14\cos2x+C", "unknown"),
+    (r"\frac\pi2+k\pi", r"-\frac\pi2+k\pi", "unknown"),
+    ("x+C", "x+C", "correct"),
+    ("2x+3", "2x+4", "wrong"),
+    ("IV", "VI", "unknown"),
+    ("on", "no", "unknown"),
+    ("No", "no", "correct"),
+    ("Yes", "No", "wrong"),
+    (r"\text{No}", "no", "correct"),
+    ("false", "incorrect", "unknown"),
+    ("diverges", "divergent", "unknown"),
+    ("gray", "grey", "unknown"),
+    ("twelve", "dozen", "unknown"),
+    ("5000", "5k", "unknown"),
+    ("3+4i", "3+4j", "unknown"),
+    ("Monday", "Tuesday", "wrong"),
+    ("Evelyn", "Carla", "wrong"),
+    ("red", "blue", "unknown"),
+    ("increasing", "decreasing", "unknown"),
+    ("5", "6", "wrong"),
+]
+"""What is wrong only if it is proven to be, and right only if nothing else can be meant."""
+
+
+@needs_math_verify
+@pytest.mark.parametrize(("gold", "answer", "status"), AMBIGUOUS)
+@pytest.mark.parametrize("turned", [False, True])
+def test_only_what_is_proven(gold: str, answer: str, status: str, turned: bool) -> None:
+    if turned:
+        gold, answer = answer, gold
+    (verdict,) = judge(Maths(), gold, rf"\boxed{{{answer}}}")
+    assert verdict.status == status, verdict.reason
+
+
+SAID = [
+    ("5,-3", "Final answer: $x=5$ or $x=-3$", "correct"),
+    ("5", "The answer is $5$ or $6$.", "wrong"),
+    ("5", "The answer is $5$ and $6$", "wrong"),
+    ("5", "The answer is $5$ if x>0 and $6$ otherwise", "unknown"),
+    ("10", "The answer is $10$ to $20$.", "unknown"),
+    ("3000000", "The answer is $3$ million dollars.", "unknown"),
+    ("3", "The answer is $3$ million dollars.", "unknown"),
+    ("2/3", "The answer is $2$/3.", "correct"),
+    ("2", "The answer is $2$/3.", "wrong"),
+    ("2", "The answer is $2$:$3$", "unknown"),
+    ("2", "The answer is $x$ = $2$", "correct"),
+    ("3", "The answer is $n$=3", "correct"),
+    ("15", r"\boxed{15} The final answer is $3$ more than $12$.", "correct"),
+    ("5", "The answer is $5$ apples.", "correct"),
+    ("5", "The answer is $5$, as we saw.", "correct"),
+    ("5", "The answer is:\n\n\\[\n5\n\\]", "correct"),
+    ("1/2", "The answer is:\n$$\n\\frac12\n$$", "correct"),
+    ("1", "The answer is:\n1. 5\n2. 6", "unknown"),
+    ("5", "The answer is $5$ because 2+3=5.", "correct"),
+    ("18", "The answer is $18.", "correct"),
+    ("5", "The answer is: 5", "correct"),
+    ("5", "The answer is $5$ (five).", "correct"),
+    ("5", "The answer is $5$", "correct"),
+    ("5", "Answer:\n5", "correct"),
+    ("5", "The answer is $5$ dollars and we are done", "correct"),
+]
+
+
+@pytest.mark.parametrize(("gold", "text", "status"), SAID)
+def test_an_announcement_is_read_to_its_end(gold: str, text: str, status: str) -> None:
+    (verdict,) = judge(Maths(symbolic=False), gold, text)
+    assert verdict.status == status, verdict.meta
+
+
+ROOTS = r"(\sqrt2+\sqrt3+\sqrt5+\sqrt7+\sqrt{11}+\sqrt{13})"
+
+
+@pytest.mark.parametrize(
+    "text", [f"({ROOTS}^5)^{{60}}", f"{ROOTS}^{{60}}", "+".join(["(a+b)^{63}"] * 90), r"}\boxed{1},\boxed{" * 11000]
+)
+def test_no_answer_takes_long_to_read(text: str) -> None:
+    start = time.perf_counter()
+    (verdict,) = judge(Maths(symbolic=False), "7", rf"\boxed{{{text}}}")
+    assert verdict.status in ("unknown", "wrong")
+    assert time.perf_counter() - start < 10  # a bound for safety
