@@ -1,14 +1,16 @@
 """What is asked of what callers give: whole numbers, token ids, numbers, flags; and attributes that are set once.
 
 Numpy's scalars count as numbers, a bool never does. Every error names the value, and comes when a thing is built, not when
-it is first used. Nothing here imports torch.
+it is first used. The files that they give are read here too, if they hold one JSON object. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -98,3 +100,16 @@ def once(*names: str) -> Callable[[type[T]], type[T]]:
         return kind
 
     return decorate
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in ``file``; empty where there is no such file. Raises ``ValueError`` naming a file that holds none."""
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{file}: not readable as JSON ({e})") from e
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: a JSON object is expected, not {type(content).__name__}")
+    return content

@@ -17,6 +17,8 @@ MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 SETTINGS = frozenset({"add_generation_prompt", "continue_final_message"})
 """What transformers itself takes, whatever the template."""
+OURS = frozenset("messages conversation chat_template tokenize padding truncation max_length return_tensors return_dict".split())
+"""What is given to transformers here."""
 
 
 def render(tokenizer: Any, messages: Sequence[Any], options: Mapping[str, Any], specials: Collection[str]) -> list[str]:
@@ -31,6 +33,8 @@ def render(tokenizer: Any, messages: Sequence[Any], options: Mapping[str, Any], 
     source = "\n".join(template.values()) if isinstance(template, Mapping) else template
     chat = [_message(message, i, source) for i, message in enumerate(messages)]
     for name in options:
+        if name in OURS:
+            raise ValueError(f"chat: {name}={options[name]!r}: not for the template; that is what encoding a chat is for")
         if name not in SETTINGS and not re.search(rf"\b{re.escape(str(name))}\b", source):
             raise ValueError(f"chat: {name}={options[name]!r}: this chat template knows no {name!r}")
     prefill = chat[-1]["role"] == "assistant" and not chat[-1].get("tool_calls")

@@ -6,13 +6,14 @@ asked for, and not kept here. Pickles are never opened.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..checks import read_json
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
@@ -146,16 +147,3 @@ def safetensors_files(path: Path) -> list[Path]:
     if strange := [name for fit, name in zip(fits, names.values(), strict=True) if not fit]:
         raise ValueError(f"{index}: {strange[0]!r} is no safetensors file of this folder")
     return sorted(set(files))
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in ``file``; empty where there is no such file. Raises ``ValueError`` naming a file that holds none."""
-    if not file.exists():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise ValueError(f"{file}: not readable as JSON ({e})") from e
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: a JSON object is expected, not {type(content).__name__}")
-    return content

@@ -84,7 +84,7 @@ def _scale(path: Path, found: Any) -> None:
     fields = {name.partition(".rope.scaling.")[2]: field for name, field in reader.fields.items() if ".rope.scaling." in name}
     said = {name: field.contents() for name, field in fields.items()}
     kind = said.get("type", "none")
-    settings = dict(found.rope_parameters or {}) if hasattr(found, "rope_parameters") else {}
+    settings = dict(getattr(found, "rope_parameters", None) or {})
     if settings.get("rope_type", "default") == "default" and kind != "none":
         known = {"type", "factor", "original_context_length", "finetuned"}
         if kind not in ("linear", "yarn") or not said.get("factor") or (kind == "yarn" and said.keys() - known):

@@ -18,11 +18,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..checks import read_json
 from ..kernels.attention import choose
 from ..kernels.transfer import numbered
 from . import gguf, settings
 from .batch import Row, TokenBatch
-from .checkpoint import Checkpoint, read_json, safetensors_files
+from .checkpoint import Checkpoint, safetensors_files
 from .model import Defaults, Model
 from .text import Text
 from .transformer import HEADLESS, Transformer, supports
@@ -255,9 +256,15 @@ def _config(path: Path, code: bool) -> Any:
 def _where(device: str | torch.device) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(device).type == "meta":
+    try:
+        where = torch.device(device)
+    except RuntimeError as e:
+        raise ValueError(f"device={device!r}: {_first_line(e).removesuffix('.')}") from e
+    if where.type == "meta":
         raise ValueError("device='meta': a device that holds no weights")
-    return numbered(device)
+    if where.type == "cuda" and (where.index or 0) >= (there := torch.cuda.device_count()):
+        raise ValueError(f"device={str(where)!r}: there {'is' if there == 1 else 'are'} {there} here")
+    return numbered(where)
 
 
 def _dtype(asked: str | torch.dtype, config: Any, path: Path, device: torch.device) -> torch.dtype:

@@ -30,7 +30,7 @@ class Text:
     """A checkpoint's tokenizer. ``tokenizer`` is any fast transformers tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
-        if not hasattr(tokenizer, "backend_tokenizer"):
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise TypeError(f"tokenizer={tokenizer!r:.100}: a fast transformers tokenizer, not {type(tokenizer).__name__}")
         self.tokenizer = tokenizer
 

@@ -38,6 +38,8 @@ def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
             final = [f"++{override}" if override.startswith("chat.") else override for override in final]
         try:
             for parsed in _parse(final):
+                if parsed.is_delete() and parsed.key_or_group not in groups():
+                    raise ValueError(f"{parsed.input_line}: a setting cannot be taken out; give it a value, or null")
                 if parsed.is_sweep_override():
                     raise ValueError(f"{parsed.input_line}: several values need --multirun")
                 _check_group(parsed)
@@ -62,6 +64,8 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
             elif parsed.is_discrete_sweep():
                 key = parsed.get_key_element()
                 choices.append([f"{key}={value}" for value in parsed.sweep_string_iterator()])
+                if not choices[-1]:
+                    raise ValueError(f"{parsed.input_line}: a sweep over nothing")
             else:
                 raise ValueError(f"{parsed.input_line}: a sweep is over listed values, a,b,c or range(…)")
     return [list(combination) for combination in itertools.product(*choices)]
@@ -77,6 +81,8 @@ def compose_each(name: str, group: str, options: Sequence[str], overrides: Seque
 
 def build(node: DictConfig) -> Any:
     """The component that a config node describes. Errors are the component's own."""
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ValueError(f"{node!r} stands where the config describes a component: give its settings one by one, name.setting=…")
     known = inspect.signature(instantiate).parameters
     # Hydra 1.4 wants to be told which targets are trusted, and has renamed the argument once; 1.3 does not know it.
     whitelist = {name: ["forethought.*"] for name in ("_target_whitelist_", "_execution_whitelist_") if name in known}

@@ -101,6 +101,8 @@ def problems_of(path: str | Path, truth: str | None = None) -> list[Judged]:
             said = verdicts.get((problem, index), {})
             if name not in said:
                 raise ValueError(f"{path}: {problem} has no verdict of {name!r} on draw {index}")
+            if index not in completions.get(problem, {}):
+                raise ValueError(f"{path}: {problem} has no sample of draw {index}")
             status = said[name].status
             right = None if status == "error" else status == "correct"
             draws.append(Draw(index, candidate["answer"], right, status, *completions[problem][index], said))

@@ -57,11 +57,13 @@ class Run:
     batch_invariant: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.path, str | None):
+            raise ValueError(f"run.path={self.path!r}: a folder's name, or null")
         if not isinstance(self.batch_invariant, bool):
             raise ValueError(f"run.batch_invariant={self.batch_invariant!r}: true or false")
         if self.problems is not None and not _whole(self.problems):
             raise ValueError(f"run.problems={self.problems!r}: a whole number of at least 1, or null for all")
-        if not self.ks or not all(map(_whole, self.ks)):
+        if not isinstance(self.ks, Sequence) or not self.ks or not all(map(_whole, self.ks)):
             raise ValueError(f"run.ks={self.ks!r}: a list of whole numbers of at least 1")
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from ..checks import read_json
+
 FORMAT = 3
 """Of the folder; a reader refuses others."""
 
@@ -24,7 +26,10 @@ class RunFolder:
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as e:
+            raise ValueError(f"{self.path}: a run is a folder, and {e.filename} is a file") from e
         self._lock = open(self.path / "lock", "w")  # noqa: SIM115 - held as long as the run
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,7 +57,11 @@ class RunFolder:
                 raise ValueError(f"{self.path}: has draws, but no run.json that says whose they are")
             write(file, json.dumps(mine, indent=1) + "\n")
             return
-        theirs = json.loads(file.read_text(encoding="utf-8"))
+        theirs = read_json(file)
+        if theirs != mine and not any(found.stat().st_size for found in self.path.glob("*.jsonl")):
+            (self.path / "verifiers.json").unlink(missing_ok=True)  # nothing was drawn: what was wrong is put right
+            write(file, json.dumps(mine, indent=1) + "\n")
+            return
         if theirs.get("format") != FORMAT:
             raise ValueError(f"{self.path}: {_old(theirs)}; give run.path another folder")
         for key in sorted({*mine, *theirs}):
@@ -131,9 +140,11 @@ def identity(path: str | Path) -> dict[str, Any]:
     file = Path(path) / "run.json"
     if not file.exists():
         raise FileNotFoundError(f"{path}: no run (there is no run.json)")
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file)
     if found.get("format") != FORMAT:
         raise ValueError(f"{path}: {_old(found)}")
+    if lacking := [name for name in ("config", "truth") if name not in found]:
+        raise ValueError(f"{file}: no {lacking[0]!r}, so not what a run says it is")
     return found
 
 
@@ -173,7 +184,9 @@ def differ(was: Any, now: Any, key: str = "") -> tuple[str, str]:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file as a whole: complete and synced, or untouched."""
+    """Replace a file as a whole: complete and synced, or untouched. Raises ``ValueError`` where a folder stands in its place."""
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, where a file is to be written")
     new = path.with_name(path.name + ".new")
     with open(new, "w", encoding="utf-8", errors="replace") as file:
         file.write(text)

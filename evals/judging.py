@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..backend.generator import Generator
 from ..backend.load import parameters, weights_hash
+from ..checks import read_json
 from ..schema import Completion, Problem, Verdict
 from ..verifiers.verifier import Verifier
 from .config import build
@@ -102,7 +103,7 @@ def enrol(folder: RunFolder, verifier: Verifier, node: DictConfig) -> None:
     if verifier.name == folder.identity["truth"]:
         raise ValueError(f"{verifier.name!r} is this run's truth: an answer is chosen by another verifier than it is judged by")
     file = folder.path / FILE
-    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known = read_json(file)
     named = list(checkpoints(plain(node)))
     mine = {
         "config": plain(node), "weights": {name: weights_hash(name) for name in named},

@@ -5,16 +5,15 @@ An answer that could not be read counts as not right and is reported apart; a dr
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..backend.usage import PARTS
+from ..checks import read_json
 from ..schema import Json
 from .curves import Curves, Difference, Figure, Fitted, curve, fits, read_curve
 from .draws import Judged, problems_of, tables, truth_of
@@ -116,7 +115,7 @@ class Results(Json):
     def again(cls, path: str | Path, truth: str | None = None) -> Results:
         """:meth:`of` with the settings and the timing that ``results.json`` holds, where it is there."""
         file = Path(path) / "results.json"
-        before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        before = read_json(file)
         ks, parameters = before.get("ks", KS), before.get("parameters", 0)
         return cls.of(path, ks, parameters=parameters, split=before.get("timing"), truth=truth)
 
@@ -144,7 +143,7 @@ def _single(judged: Sequence[Judged]) -> dict[str, Figure]:
 def _sizes(path: str | Path, parameters: int) -> dict[str, float]:
     """Of each verifier with a model of its own, its parameters over the run's model's."""
     file = Path(path) / "verifiers.json"
-    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known = read_json(file)
     return {name: known[name]["parameters"] / parameters for name in known if parameters and known[name]["parameters"]}
 
 

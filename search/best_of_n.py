@@ -17,6 +17,7 @@ from ..checks import number, whole
 from ..schema import Candidate, Completion, Cost, Problem, Prompt, Solution, Verdict
 from ..verifiers.verifier import Verifier
 from .budget import Budget, Meter
+from .stopping import FirstAccept
 from .strategy import Draws, Strategy
 
 Select = Literal["majority", "weighted", "score", "accepted", "likelihood", "self_certainty"]
@@ -57,6 +58,8 @@ class BestOfN(Strategy):
             raise ValueError(f"select={select!r}: one of {', '.join(SELECT)}")
         if select in JUDGED and verifier is None:
             raise ValueError(f"select={select!r} goes by a verifier, and there is none")
+        if isinstance(stop, FirstAccept) and verifier is None:
+            raise ValueError("stop=FirstAccept() ends with a draw that a verifier accepts, and there is none")
         if power is not None:
             power = number(
                 "power", power, lambda x: 0 <= x < math.inf, "a number of at least 0, or None for the most certain draw"

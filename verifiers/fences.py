@@ -19,6 +19,7 @@ _ITEM = re.compile(r"[ \t>]*(?:(?:[-*+]|[0-9]{1,3}[.)])[ \t]+)?")
 _TOKEN = re.compile(r"\\.|\"\"\"|'''|[\"'#]|`{3,}")
 _RUN = re.compile(r"`{3,}")
 _PYTHON = ("", "py", "python", "python3", "python2", "py3", "ipython", "ipython3", "code", "tool_code", "solution")
+_UNNAMED = ("", "code", "solution")
 _WRAPPERS = ("markdown", "md")
 _TRIES = 8
 """How often a string may turn out to have no end before quotes are no longer looked at: each time costs the rest of the text."""
@@ -31,6 +32,8 @@ class Block:
     text: str
     python: bool
     """Whether its language is Python, or not said."""
+    named: bool
+    """Whether it is said to be Python."""
     other: str | None = None
     """Up to the first line that looks like the closing fence, where that one stands within a string of the program."""
 
@@ -158,7 +161,7 @@ def _block(lines: Sequence[str], fence: _Fence, other: Sequence[str] | None = No
     )
     kept = "\n".join([*code, *(_without_margin(line, fence) for line in lines)])
     naive = None if other is None else "\n".join(_without_margin(line, fence) for line in other)
-    return Block(kept, python or bool(code), naive)
+    return Block(kept, python or bool(code), python and fence.language not in _UNNAMED, naive)
 
 
 def _without_margin(line: str, fence: _Fence) -> str:

@@ -21,6 +21,8 @@ _MADE = re.compile(
     r"^(?:(?:async[ \t]+)?def[ \t]+(\w+)|class[ \t]+(\w+)|([A-Z][A-Z0-9_]*)[ \t]*(?::[^=\n]+)?=|(?:import|from)[ \t]+(.*))", re.M
 )
 _NAME = re.compile(r"[^\W\d]\w*")
+_TAG = re.compile(r"^[ \t]*</?[A-Za-z_]+>[ \t]*$", re.M)
+"""A line that is nothing but a tag, around code without fences."""
 _TYPED = str.maketrans(
     {**dict.fromkeys("\u00a0\u2002\u2003\u2007\u2009\u202f\u3000", " "), **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", ""),
      "\u2028": "\n", "\u2029": "\n", "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'}
@@ -78,12 +80,15 @@ def _readings(text: str, entry_point: str | None, prompt: str) -> list[str]:
     head_counts = _is_program(head, entry_point, prompt)
     if not blocks:
         text = head if head_counts else text  # behind the fence that closes a block opened in the prompt
+        text = _TAG.sub("", text)
         return _bare(text, entry_point, prompt) if text.strip() else []
     right = [block for block in blocks if entry_point and defines(block.text, entry_point)]
     right = [block for block in right if block.python] or right
+    right = [block for block in right if not _is_stub(block.text, entry_point or "")] or right
     if not right and head_counts:
         return _bare(head, entry_point, prompt)
-    chosen = right[-1] if right else max([block for block in blocks if block.python] or blocks, key=lambda block: len(block.text))
+    python = [block for block in blocks if block.named] or [block for block in blocks if block.python] or blocks
+    chosen = right[-1] if right else max(python, key=lambda block: len(block.text))
     found = []
     for code in (chosen.text, chosen.other):
         if code is None or not code.strip():
@@ -92,6 +97,13 @@ def _readings(text: str, entry_point: str | None, prompt: str) -> list[str]:
             found += _bare(whole, entry_point, prompt)
         found += _bare(code, entry_point, prompt, fenced=True)
     return found
+
+
+def _is_stub(code: str, entry_point: str) -> bool:
+    """Whether the function is a signature without a body, as it is written to say how it is called."""
+    signature = rf"^(?:async[ \t]+)?def[ \t]+{re.escape(entry_point)}\b[^\n]*:"
+    found = re.search(signature + r"[ \t]*(?:\n[ \t]+)?(?:\.\.\.|pass\b)", code, re.M)
+    return found is not None and not re.match(r"[ \t]*(?:#[^\n]*)?\n[ \t]+\S", code[found.end() :])
 
 
 def _is_program(head: str, entry_point: str | None, prompt: str) -> bool:

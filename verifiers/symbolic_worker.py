@@ -79,9 +79,9 @@ def latex(library: Any, text: str) -> list[Any]:
     )
     if not found:
         raise ValueError("not parsed")
-    symbol = importlib.import_module("sympy").Symbol
-    real = {letter: symbol(str(letter), real=True) for one in found for letter in getattr(one, "free_symbols", ())}
-    return [one.xreplace(real) if hasattr(one, "xreplace") else one for one in found]
+    sympy = importlib.import_module("sympy")
+    real = {letter: sympy.Symbol(str(letter), real=True) for one in found for letter in getattr(one, "free_symbols", ())}
+    return [one.xreplace(real) if isinstance(one, sympy.Basic) else one for one in found]
 
 
 TOKEN = re.compile(r"1/\(|[\^!]?\(|\d+(?:/\d+)?| \+ |, |[-*^)]|[^\W\d]\w*\(?")

@@ -136,6 +136,7 @@ def test_what_a_chat_template_is_told(
     bare = prompt_tokens(capsys, "Ana has ", f"model={folder}")
     assert prompt_tokens(capsys, "Ana has ", f"model={folder}", "chat.longer=3") == bare + 3
     assert prompt_tokens(capsys, "Ana has ", f"model={folder}", "chat={longer: 4}") == bare + 4
+    assert "not for the template" in error(capsys, "solve", "Ana has ", f"model={folder}", "chat.messages=3")
     assert "knows no 'shorter'" in error(capsys, "solve", "Ana has ", f"model={folder}", "chat.shorter=3")
     bare_folder = make_checkpoint(tmp_path / "bare", template=False)
     assert "options of a chat template" in error(capsys, "solve", "Ana has ", f"model={bare_folder}", "chat.longer=3")
@@ -179,6 +180,15 @@ def test_a_sweep_is_checked_before_it_starts(checkpoint: str, capsys: pytest.Cap
         (["solve", QUESTION, "chat=true"], "chat=True: options of a chat template, chat.enable_thinking=false"),
         (["solve", QUESTION, "parse_special=2"], "parse_special=2: true or false"),
         (["bench", "chat.enable_thinking=false"], "no such setting"),
+        (["solve", QUESTION, "~max_tokens"], "~max_tokens: a setting cannot be taken out; give it a value, or null"),
+        (["eval", "~run"], "~run: a setting cannot be taken out"),
+        (["eval", "run=null"], "None stands where the config describes a component"),
+        (["eval", "run.ks=5"], "run.ks=5: a list of whole numbers"),
+        (["eval", "run.path=5"], "run.path=5: a folder's name, or null"),
+        (["eval", "strategy.stop=first_accept"], "FirstAccept() ends with a draw that a verifier accepts, and there is none"),
+        (["solve", QUESTION, "--multirun", "seed=glob(*)"], "seed=glob(*): a sweep over nothing"),
+        (["solve", QUESTION, "model.device=tpu"], "device='tpu': Expected one of cpu, cuda"),
+        (["solve", QUESTION, "model.device=cuda:99"], "device='cuda:99': there"),
         (["bench", "bench.samples=8"], "bench.samples=8: a list, [a,b]"),
         (["bench", "bench.samples=[0]"], "bench.samples=[0]: whole numbers of at least 1"),
         (["bench", "bench.decoders=autoregressive"], "bench.decoders='autoregressive': a list, [a,b]"),

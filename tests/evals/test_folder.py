@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from forethought.evals.folder import FORMAT, RunFolder, identity, read
+from forethought.evals.folder import FORMAT, RunFolder, identity, read, write
 
-WHAT = {"config": {"strategy": {"n": 8}, "seed": 0}, "weights": "abc"}
+WHAT = {"config": {"strategy": {"n": 8}, "seed": 0}, "weights": "abc", "truth": "maths"}
 
 
 def test_lines_come_back_in_order_over_several_openings(tmp_path: Path) -> None:
@@ -114,9 +114,37 @@ def test_what_is_no_run_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("old", [1, 2])
 def test_an_older_run_says_why_it_is_refused(tmp_path: Path, old: int) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"format": old, **WHAT}))
+    (tmp_path / "samples.jsonl").write_text('{"i": 0}\n')
     for open_it in (lambda: identity(tmp_path), lambda: RunFolder(tmp_path, WHAT)):
         with pytest.raises(ValueError, match=f"format {old}, this version reads format {FORMAT}; it does not say which"):
             open_it()
+
+
+def test_what_drew_nothing_claims_no_folder(tmp_path: Path) -> None:
+    """A first command that was wrong, and failed before its first draw, does not stand in the way of the right one."""
+    RunFolder(tmp_path, WHAT | {"config": {"max_tokens": 5000}}).close()
+    (tmp_path / "verifiers.json").write_text('{"wrong": {}}')
+    with RunFolder(tmp_path, WHAT) as folder:
+        assert not (tmp_path / "verifiers.json").exists()
+        folder.append("samples", [{"i": 0}])
+    with pytest.raises(ValueError, match="begun with another config"):
+        RunFolder(tmp_path, WHAT | {"config": {"max_tokens": 5000}})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 3}'])
+def test_a_broken_identity_names_its_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"{tmp_path}(/run\.json)?: "):
+        identity(tmp_path)
+
+
+def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="a run is a folder"):
+        RunFolder(tmp_path / "file", WHAT)
+    with pytest.raises(ValueError, match="a folder, where a file is to be written"):
+        write(tmp_path, "text")
+    assert sorted(path.name for path in tmp_path.parent.glob(f"{tmp_path.name}*")) == [tmp_path.name]
 
 
 def test_a_line_that_stands_there_twice_counts_once(tmp_path: Path) -> None:

@@ -127,6 +127,8 @@ SEVERAL = {
     "with a helper's helper": "```python\nSTART = 0\n```\n```python\ndef plus(xs):\n    return sum(xs, START)\n```\n"
         "```python\ndef total(xs):\n    return plus(xs)\n```",
     "with a helper that is no program": "```python\ndef sum(xs:\n```\n" + f"```python\n{SUM}\n```",
+    "not its signature": f"```python\n{SUM}\n```\nIt is called so:\n```python\ndef total(xs: list) -> int: ...\n```",
+    "not its signature, passed": f"```python\n{SUM}\n```\n```python\ndef total(xs):\n    pass  # yours\n```",
     "a helper of the first version": f"```python\ndef plus(xs):\n    return sum(xs)\n{WRONG}\n```\n```python\n"
         f"def total(xs):\n    return plus(xs)\n```",
 }  # fmt: skip
@@ -170,6 +172,8 @@ BARE = {
     "an indented program": indented(SUM, "  "),
     "after prose": f"Sure, here is the function:\n\n{SUM}\n\nIt adds them up.",
     "after [/THINK]": f"[THINK]{WRONG}[/THINK]\n{SUM}",
+    "between tags": f"<answer>\n{SUM}\n</answer>",
+    "between tags behind prose": f"Here it is.\n<code>\n{SUM}\n</code>\n",
     "after </thinking>": f"<thinking>\n```python\n{WRONG}\n```\n</thinking>\n```python\n{SUM}\n```",
     "other characters in strings": "def total(xs):\n    return sum(xs) if len('\u00a0\u201c') == 2 and '\u00a0' != ' ' else 0",
 }
@@ -201,6 +205,19 @@ CONTINUED = {
 @pytest.mark.parametrize("name", CONTINUED)
 def test_what_goes_on_with_a_prompt(name: str) -> None:
     assert chosen(CONTINUED[name], PROMPT)["total"]([1, 2, 3]) == 6
+
+
+def test_a_block_that_names_its_language_goes_before_a_longer_one() -> None:
+    """Where nothing says what the program defines."""
+    program = "n = int(input())\nprint(n + 1)"
+    shown = f"```python\n{program}\n```\nExample input:\n```\n5 and so on, and so on, and so on, and so on\n```"
+    assert readings(shown)[0].strip() == program
+    assert readings(f"```\n{program}\n```")[0].strip() == program
+
+
+def test_a_body_that_passes_first_is_one() -> None:
+    source = "def total(xs):\n    pass\n    return sum(xs)"
+    assert readings(f"```python\n{WRONG}\n```\n```python\n{source}\n```", "total")[0].strip() == source
 
 
 def test_without_code_there_is_no_program() -> None:
