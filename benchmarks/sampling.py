@@ -36,7 +36,7 @@ from speculation_contenders import Models
 
 from forethought.backend.request import Sampling
 from forethought.backend.usage import PARTS
-from forethought.evals.config import build, compose, options
+from forethought.evals.config import build, compose, encoding, options
 from forethought.evals.evaluate import evaluate_one
 from forethought.evals.solve import ask
 
@@ -61,7 +61,8 @@ class Peer:
         config = compose("eval", ["task=nano_math", *overrides])
         self.models = Models(["hf-plain"], config.model.name_or_path, "", build(config.model).info.device.type)
         info, given, self.task = self.models.target.info, options(config), build(config.task)
-        settings = Sampling.resolve(info.defaults, {k: v for k, v in given.items() if k not in ("seed", "max_tokens")})
+        settings = Sampling.resolve(info.defaults, {name: given[name] for name in config.sampling if name in given})
+        self.encoding = encoding(config)
         if settings != Sampling(settings.temperature, settings.top_k, settings.top_p) or not settings.temperature:
             raise ValueError(f"{settings}: temperature (above 0), top_k and top_p alone are compared")
         self.most = given.get("max_tokens", info.defaults.max_tokens)
@@ -77,7 +78,7 @@ class Peer:
         model = self.models.target
         assert model.text is not None
         asked = [self.task.form.fill(problem, self.task.fields(problem)) for problem in list(self.task.problems())[:count]]
-        return [model.text.encode(ask(model, question)) for question in asked]
+        return [model.text.encode(ask(model, question), **self.encoding) for question in asked]
 
     def run(self, prompts: Sequence[list[int]]) -> dict[str, float]:
         """Seconds, draws and tokens, end tokens included."""
