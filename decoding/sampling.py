@@ -325,6 +325,9 @@ class Sampler:
         self._prepare(rows)
         scores = self._edited(rows, logits, nodes, True) if self._edits or self._fewest else logits.float()
         count = min(count, scores.shape[1])
+        if scores.is_cpu and self._greedy and count == 1:
+            shares, found = scores.softmax(-1).max(-1, keepdim=True)
+            return found.tolist(), shares.tolist()
         if scores.is_cpu:
             return self._guess_on_host(rows, scores, nodes, count)
         law = scores if self._greedy else _law(scores, [self._sampling[r] for r in nodes.owner])
