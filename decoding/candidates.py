@@ -116,8 +116,7 @@ def winners(table: npt.NDArray[np.float32], settings: Settings, keys: npt.NDArra
     if (table.size if filters else table.shape[1]) > SMALL:
         return _draw(table, settings, keys, 1, totals=False)[0][:, 0]
     scaled = _scaled(table, settings)
-    perturbed = noise.gumbel_of(noise.hash_rows(keys, table.shape[1])) + scaled.astype(np.float64)
-    tokens: Ints = perturbed.argmax(1)
+    tokens: Ints = _perturbed(scaled, keys).argmax(1)
     if not filters:
         return tokens
     # Who wins without filters wins with them, if they leave it; mostly they do, and to see it nothing need be sorted.
@@ -188,9 +187,14 @@ always taken in the same order."""
 
 def _all(scaled: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64], count: int) -> tuple[Ints, Floats]:
     """The best ``count`` tokens with noise for every one, and their scores."""
-    perturbed = noise.gumbel_of(noise.hash_rows(keys, scaled.shape[1])) + scaled.astype(np.float64)
-    tokens = largest(perturbed, count)
+    tokens = largest(_perturbed(scaled, keys), count)
     return tokens, scaled[np.arange(len(scaled))[:, None], tokens].astype(np.float64)
+
+
+def _perturbed(scaled: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64]) -> Floats:
+    """Every token's score with its noise."""
+    perturbed: Floats = noise.gumbel_of(noise.hash_rows(keys, scaled.shape[1])) + scaled.astype(np.float64)
+    return perturbed
 
 
 def _contenders(scaled: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64], count: int) -> tuple[Ints, Floats]:

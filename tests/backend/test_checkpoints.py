@@ -282,6 +282,12 @@ def test_a_model_in_memory_of_two_dtypes_is_not_made_one(checkpoint: Any) -> Non
         load(theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_unchanged_model_in_memory_is_our_transformer(dtype: torch.dtype, checkpoint: Any) -> None:
+    """However far its roundings carry it: the adapter is slower."""
+    assert isinstance(load(own(checkpoint("llama", num_hidden_layers=24)).to(dtype)), Transformer)
+
+
 def test_frozen_parts_of_a_model_in_memory_stay_so(checkpoint: Any) -> None:
     theirs = own(checkpoint("llama")).train()
     theirs.model.layers[0].eval()
